@@ -286,19 +286,20 @@ def relative_paths(catalog:pd.DataFrame,  # a catalog
     start = catalog.attrs.get("root", "") + "/"
     return [o.removeprefix(start) for o in catalog["path"]]
 
-# %% ../../nbs/data/00_catalog.ipynb #b834b4bc
-def _stat(path:str)->str:
-    "Size and time of change of a file"
+# %% ../../nbs/data/00_catalog.ipynb #c801dfcc
+def _stat(path:str, times:bool)->str:
+    "Size and, if `times`, time of change of a file"
     try: s = os.stat(path)
     except OSError as e: raise DraError(f"the image {path} cannot be read ({e.strerror}); load the catalog again or restore the file") from e
-    return f"{s.st_size}|{s.st_mtime_ns}"
+    return f"{s.st_size}|{s.st_mtime_ns if times else ''}"
 
-# %% ../../nbs/data/00_catalog.ipynb #c464c906
+# %% ../../nbs/data/00_catalog.ipynb #f67faa0a
 def fingerprint(catalog:pd.DataFrame,  # a catalog
+                times:bool=True,       # False: leave out the times of change, which differ from copy to copy
                )->str:                 # 16 hexadecimal digits
     "A hash of the rows and of the sizes and times of their files"
     paths = catalog["path"].tolist()
-    stats = {o: _stat(o) for o in dict.fromkeys(paths)}
+    stats = {o: _stat(o, times) for o in dict.fromkeys(paths)}
     columns = [catalog[o].tolist() for o in ("box", "label", "defect", "split")]
     digest = hashlib.sha256()
     for path, name, *row in zip(paths, relative_paths(catalog), *columns):

@@ -6,9 +6,9 @@
 __all__ = ['METHODS', 'Schedule', 'Batch', 'Method', 'Entry', 'register', 'load_methods', 'method_schedule', 'create_method',
            'save_method', 'load_method']
 
-# %% ../../nbs/methods/00_method.ipynb #c8540b8a
+# %% ../../nbs/methods/00_method.ipynb #543be8c9
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Callable
@@ -19,7 +19,7 @@ from torch import nn
 from ..core import DraError, atomic, choose
 from ..models.backbone import create_backbone
 
-# %% ../../nbs/methods/00_method.ipynb #f6d50b46
+# %% ../../nbs/methods/00_method.ipynb #a0317268
 @dataclass(frozen=True)
 class Schedule:
     "How long and how fast a method learns"
@@ -37,6 +37,12 @@ class Schedule:
     def lr_at(self, epoch:int)->float:
         "Learning rate of an epoch, counted from 0"
         return self.lr*self.decay**((epoch + self.decay_offset)//self.decay_every) if self.decay_every else self.lr
+
+    def shortened(self, epochs:int=None, steps:int=None, batch:int=None):
+        "The same schedule in fewer epochs, steps and images: levels of the rate and share of anomalies keep their proportion"
+        epochs, steps, batch = epochs or self.epochs, steps or self.steps, batch or self.batch
+        return replace(self, epochs=epochs, steps=steps, batch=batch, anomalies=round(batch*self.anomalies/self.batch),
+                       decay_every=self.decay_every and max(1, round(self.decay_every*epochs/self.epochs)))
 
 # %% ../../nbs/methods/00_method.ipynb #8760a44e
 @dataclass
