@@ -6,7 +6,7 @@
 __all__ = ['KEYS', 'METRICS', 'MARKUP', 'READING', 'match_runs', 'class_means', 'over_seeds', 'beside', 'compare', 'row_title',
            'shots_title', 'method_order', 'cell_text', 'ranks', 'table_wide', 'to_markdown', 'escape_tex', 'to_latex',
            'full_caption', 'provenance', 'write_table', 'plot_values', 'method_colors', 'comparison_figure',
-           'save_figure', 'plot_comparison']
+           'save_figure', 'plot_comparison', 'shot_decrease', 'paired_difference']
 
 # %% ../../nbs/experiments/04_report.ipynb #b88e742f
 import itertools
@@ -406,3 +406,26 @@ def plot_comparison(compared:pd.DataFrame,  # from `compare`
     "Write the comparison figure, its values and its caption"
     return save_figure(comparison_figure(compared, width), plot_values(compared), folder, name, 
                        full_caption(caption, [*provenance(compared), *([notes] if isinstance(notes, str) else notes)]))
+
+# %% ../../nbs/experiments/04_report.ipynb #30918b35
+def shot_decrease(compared:pd.DataFrame,  # from `compare`
+                 )->pd.DataFrame:         # per method: ours and published, per cent of the ten-shot AUROC; rows
+    "Mean fall of the AUROC from ten given anomalies to one, over the rows that have both"
+    t = compared[(compared.category != "mean") & (compared.known_class != "mean")]
+    wide = t.set_index(["dataset", "category", "known_class", "method", "shots"])[["auroc", "published"]].unstack("shots")
+    fall = {k: 100*(1 - wide[k].reindex(columns=[1, 10])[1]/wide[k].reindex(columns=[1, 10])[10]) for k in ("auroc", "published")}
+    table = pd.DataFrame({"ours, %": fall["auroc"], "published, %": fall["published"]}).dropna(subset="ours, %")
+    return table.groupby("method").mean().assign(rows=table.groupby("method").size()).round(1)
+
+def paired_difference(results:pd.DataFrame,  # one row per finished run
+                      method:str="dra",      # whose lead is asked for
+                     )->pd.DataFrame:        # per shots and other method: mean lead, standard error, ahead, pairs
+    "Lead of one method over each other on the same rows and seeds, in AUROC"
+    columns, rows = ["shots", "against", "lead", "standard_error", "ahead", "pairs"], []
+    if results.empty or method not in set(results.method): return pd.DataFrame(columns=columns)
+    wide = results.set_index([*[k for k in KEYS if k != "method"], "seed", "method"]).auroc.unstack("method")
+    for shots, t in wide.groupby("shots"):
+        for other in wide.columns.drop(method):
+            d = (t[method] - t[other]).dropna()
+            rows.append(dict(shots=shots, against=method_title(other), lead=d.mean(), standard_error=d.std()/len(d)**.5, ahead=int((d > 0).sum()), pairs=len(d)))
+    return pd.DataFrame(rows, columns=columns).round(3)

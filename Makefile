@@ -1,0 +1,46 @@
+# Two commands for everybody:   make reproduce   and   make test
+# Both do their own set-up in $(VENV); nothing else on the machine is touched.
+PYTHON    ?= python3
+VENV      ?= .venv
+PROFILE   ?= smoke
+ARTEFACTS ?= table1 table2
+DATA      ?=
+WEIGHTS   ?=
+OUT       ?= outputs
+BIN       := $(VENV)/bin
+PIP       := $(BIN)/python -m pip install --progress-bar on -c constraints.txt
+
+.PHONY: reproduce test check notebooks readme wheel
+
+reproduce: $(VENV)/.notebooks
+	$(BIN)/dra_nb reproduce $(ARTEFACTS) --profile $(PROFILE) --out $(OUT) $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+
+test: $(VENV)/.dev check notebooks
+	$(BIN)/python -m pytest
+
+# generated files are what the notebooks say, notebooks are clean, README is what nbs/index.ipynb says
+check: $(VENV)/.dev
+	rm -rf .check && mkdir .check && cp -r nbs dra_nb README.md .check
+	$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(MAKE) readme
+	diff -r -x __pycache__ -x .ipynb_checkpoints .check/nbs nbs && diff -r -x __pycache__ .check/dra_nb dra_nb && diff .check/README.md README.md
+	rm -rf .check
+
+notebooks: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --pause 1 --do_print
+
+readme: $(VENV)/.dev
+	$(BIN)/python .ci/readme.py
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build --wheel
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.notebooks: $(VENV)/bin/python settings.ini setup.py constraints.txt
+	$(PIP) -e ".[notebooks]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.notebooks
+	$(PIP) -e ".[notebooks,dev]"
+	touch $@
