@@ -5,11 +5,9 @@
 
 Prints a markdown report and writes it, with the raw seconds as json, to `--out`.
 """
-import argparse, copy, itertools, json, os, platform, re, shutil, statistics, sys, tempfile, time
+import argparse, copy, itertools, json, os, re, shutil, statistics, sys, tempfile, time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from dra_nb.data.catalog import DATASETS, load_catalog
 from dra_nb.data.images import ImageStore, open_store, resident
 from dra_nb.data.protocols import make_split
 from dra_nb.data.samplers import BalancedSampler
+from dra_nb.experiments.runs import provenance
 from dra_nb.methods.method import Batch, create_method, method_schedule
 from dra_nb.models.backbone import weights_id
 from dra_nb.training.loop import fit, pick_device, pick_precision
@@ -38,25 +37,13 @@ def cores()->int:
     "Number of cores that this process may use"
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-def device_name(device:torch.device)->str:
-    "What the work is done on, for people"
-    if device.type == "cuda": return torch.cuda.get_device_name(device)
-    try: lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError: lines = []
-    models = [o.split(":", 1)[1].strip() for o in lines if o.startswith("model name")]
-    return f"{models[0] if models else platform.processor() or platform.machine()}, {cores()} cores"
-
 def slug(name:str)->str:
     "A name as part of a folder name"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 def about(device, precision:str)->dict:
     "Where and with what a measurement was made"
-    names = ("dra_nb", "torch", "torchvision", "pillow", "numpy")
-    return dict(device=device_name(device), device_type=device.type, precision=precision, cores=cores(), threads=torch.get_num_threads(),
-                load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-                date=datetime.now(timezone.utc).isoformat(timespec="seconds"), system=f"{platform.system()} {platform.machine()}",
-                versions={"python": platform.python_version(), **{o: version(o) for o in names}})
+    return dict(provenance(str(device), precision), load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None)
 
 def peak_mb()->float:
     """Peak resident memory of this process in MB.
@@ -262,9 +249,10 @@ def report(result:dict)->str:
     load = "" if a["load_average"] is None else f", load average {a['load_average']} before"
     memory = f", on the GPU {result['peak_gpu_mb']:.0f} MB" if "peak_gpu_mb" in result else ""
     others = "" if result["others"] is None else f" Other work took {result['others']:.0%} of the machine meanwhile."
+    versions = ", ".join(f"{k} {a[k]}" for k in ("python", "torch", "torchvision", "numpy"))
     return f"""# Training speed: {a['device']}
 
-{a['date']}, {a['system']}, {a['threads']} threads, {a['precision']}{load}. {', '.join(f'{k} {v}' for k, v in a['versions'].items())}.
+{a['finished']}, dra_nb {a['version']} (commit {a['commit']}), {a['platform']}, {a['precision']}{load}. {versions}.
 
 DRA on {s['dataset']}, weights {s['weights']}: {s['batch']} images per step ({s['batch'] - s['anomalies']} + {s['anomalies']}) and \
 {s['references']} references, {s['steps']} steps, {s['repeats']} interleaved repeats, {s['store']} store. Median (smallest to largest).

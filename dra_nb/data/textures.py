@@ -55,45 +55,45 @@ def grain(xy:np.ndarray,             # (2, H, W) surface coordinates, px
         if sigma: tile = ndimage.gaussian_filter1d(tile, sigma, axis=axis, mode="wrap", truncate=2.5)
     return ndimage.map_coordinates(tile/tile.std(), xy[::-1], order=1, mode="grid-wrap")
 
-# %% ../../nbs/data/05_textures.ipynb #cf5b6f21
+# %% ../../nbs/data/05_textures.ipynb #bcac089c
 def pose(rng:np.random.RandomState,
          turn:float=4.,    # largest rotation, degrees
          wobble:float=1.,  # strength of the warp, px
         )->np.ndarray:     # (2, H, W) surface coordinates x, y in px, (0, 0) near the centre
     "Where on the surface each pixel looks"
     y, x = np.mgrid[:TEXTURE_SIZE, :TEXTURE_SIZE] - TEXTURE_SIZE/2
-    angle, stretch = np.radians(rng.uniform(-turn, turn)), rng.uniform(.94, 1.06)
+    angle, stretch = np.radians(rng.uniform(-turn, turn)), rng.uniform(.97, 1.03)
     c, s = stretch*np.cos(angle), stretch*np.sin(angle)
     warp = wobble*np.stack([smooth_noise(rng, 70), smooth_noise(rng, 70)])
     return np.stack([c*x - s*y, s*x + c*y]) + warp
 
-# %% ../../nbs/data/05_textures.ipynb #c6d59296
+# %% ../../nbs/data/05_textures.ipynb #d2257164
 def photograph(colour:np.ndarray,          # (H, W, 3) in about [0, 1]
                height:np.ndarray,          # (H, W) in px
                gloss:float,                # 0 matt .. 1 glossy
                rng:np.random.RandomState,
               )->np.ndarray:               # (H, W, 3) uint8
     "The picture of a lit surface"
-    lamp, lean = rng.uniform(-2.6, -1.6), rng.uniform(.35, .6)       # from above, a little to a side
+    lamp, lean = rng.uniform(-2.2, -1.9), rng.uniform(.4, .5)      # from above, a little to a side
     gy, gx = np.gradient(height)
     slope = -(gx*np.cos(lamp) + gy*np.sin(lamp))
     shade = np.clip(1 + lean*np.clip(slope, -1.6, 1.6), .15, 2)
     highlight = gloss*np.clip(slope*1.2 - .15, 0, 1)**2
-    side = rng.normal(0, .07, 2)
+    side = rng.normal(0, .025, 2)
     y, x = np.mgrid[-1:1:TEXTURE_SIZE*1j, -1:1:TEXTURE_SIZE*1j]
-    falloff = rng.uniform(.84, 1.12)*(1 + side[0]*x + side[1]*y + .03*smooth_noise(rng, 90))
-    cast = 1 + rng.normal(0, .035)*np.array([1, .1, -1]) + rng.normal(0, .008, 3)  # warmer or colder
+    falloff = rng.uniform(.95, 1.05)*(1 + side[0]*x + side[1]*y + .012*smooth_noise(rng, 90))
+    cast = 1 + rng.normal(0, .012)*np.array([1, .1, -1]) + rng.normal(0, .004, 3)  # warmer or colder
     light = (colour*shade[..., None] + highlight[..., None])*falloff[..., None]*cast
-    light = light + rng.uniform(.008, .022)*rng.normal(size=light.shape)
+    light = light + rng.uniform(.006, .014)*rng.normal(size=light.shape)
     return (255*np.clip(light, 0, 1) + .5).astype(np.uint8)
 
-# %% ../../nbs/data/05_textures.ipynb #b175e4ca
+# %% ../../nbs/data/05_textures.ipynb #bbf8b1a9
 def weave(xy:np.ndarray,             # (2, H, W) surface coordinates, px
           rng:np.random.RandomState,
          )->tuple:                   # colour (H, W, 3), height (H, W), gloss
     "Plain woven fabric"
-    u, v = xy/rng.uniform(7.4, 8.8) + rng.uniform(50, 60, 2)[:, None, None]
-    tone, thick = rng.normal(0, .06, (2, 128)), rng.uniform(.40, .47, 2)
+    u, v = xy/rng.uniform(7.7, 8.3) + rng.uniform(50, 60, 2)[:, None, None]
+    tone, thick = rng.normal(0, .03, (2, 128)), rng.uniform(.43, .46, 2)
     i, j = np.floor(u).astype(int) % 128, np.floor(v).astype(int) % 128
     wave = np.cos(np.pi*(u - .5))*np.cos(np.pi*(v - .5))                 # +-1 at crossings: which thread is on top
     def strand(across, along, thick, sign):                             # height, and light and shade of the fibres
@@ -117,55 +117,55 @@ def hexagons(xy:np.ndarray,   # (2, H, W) in units of the tile's width
     reach = np.maximum(abs(off[0]), abs(off[0])/2 + abs(off[1])*np.sqrt(3)/2)
     return (i*31 + j*57) % 997, off, .5 - reach
 
-# %% ../../nbs/data/05_textures.ipynb #c2d317c7
+# %% ../../nbs/data/05_textures.ipynb #0e985b52
 def tiles(xy:np.ndarray,             # (2, H, W) surface coordinates, px
           rng:np.random.RandomState,
          )->tuple:                   # colour (H, W, 3), height (H, W), gloss
     "Glazed hexagonal tiles with grout"
-    width = rng.uniform(29, 34)
+    width = rng.uniform(30, 32)
     number, off, border = hexagons(xy/width + rng.uniform(20, 40, 2)[:, None, None])
-    tone, kind, tilt = rng.normal(0, .045, (997, 1)), rng.uniform(size=997), rng.normal(0, .05, (2, 997))
-    glaze = np.where((kind < .3)[:, None], [.47, .62, .66], [.84, .82, .75])*(1 + tone)
+    tone, kind, tilt = rng.normal(0, .02, (997, 1)), rng.uniform(size=997), rng.normal(0, .03, (2, 997))
+    glaze = np.where((kind < .3)[:, None], [.69, .75, .75], [.82, .80, .74])*(1 + tone)
     speckle = np.clip(grain(xy, rng, .7, .7) - 1.5, 0, 1.2)
     cloud = grain(xy, rng, 5, 5)
     on = np.clip((border - .045)*width/1.3 + .5, 0, 1)                   # 1 on the glaze, 0 in the grout
-    shiny = glaze[number]*(1 + .025*cloud - .22*speckle)[..., None]
-    grout = np.array([.50, .48, .45])*(1 + .07*grain(xy, rng))[..., None]
-    dome = 2.4*np.sqrt(np.clip(1 - np.clip(1 - (border - .03)/.10, 0, 1)**2, 0, 1))
+    shiny = glaze[number]*(1 + .025*cloud - .12*speckle)[..., None]
+    grout = np.array([.58, .56, .53])*(1 + .07*grain(xy, rng))[..., None]
+    dome = 1.7*np.sqrt(np.clip(1 - np.clip(1 - (border - .03)/.10, 0, 1)**2, 0, 1))
     return np.where(on[..., None] > 0, grout + (shiny - grout)*on[..., None], grout), dome + on*width*(tilt[:, number]*off).sum(0), .35
 
-# %% ../../nbs/data/05_textures.ipynb #ab7a32d1
+# %% ../../nbs/data/05_textures.ipynb #153e62b5
 def wood(xy:np.ndarray,             # (2, H, W) surface coordinates, px
          rng:np.random.RandomState,
         )->tuple:                   # colour (H, W, 3), height (H, W), gloss
     "Planed wood with annual rings and pores"
     x, y = xy
-    pith, flow = np.array([rng.uniform(-30, 130)*rng.choice([-1, 1]), rng.uniform(-200, 200)]), rng.uniform(2.5, 5)
+    pith, flow = np.array([rng.uniform(90, 130)*rng.choice([-1, 1]), rng.uniform(-100, 100)]), rng.uniform(2, 4)
     push = flow*smooth_noise(rng, 50, 130)
-    r = np.hypot(x - pith[0] + push, (y - pith[1])*rng.uniform(.10, .22) + 12)/rng.uniform(8, 11)
+    r = np.hypot(x - pith[0] + push, (y - pith[1])*rng.uniform(.10, .22) + 12)/rng.uniform(8.5, 10)
     r = r + .35*np.sin(r*1.7 + rng.uniform(0, 6.28))                      # wide and narrow years
     ring = r % 1
     late = ring**2.5*np.clip((1 - ring)/.12, 0, 1)
-    year = rng.normal(0, .05, 64)[np.floor(r).astype(int) % 64]
+    year = rng.normal(0, .045, 64)[np.floor(r).astype(int) % 64]
     pores = np.clip(grain(xy, rng, 0, 5) - 1.3, 0, 1.5)
     fibre = grain(xy, rng, .4, 14)
-    dark = np.clip(.75*late + .30*pores - .10*fibre + .5*year + .12, -.3, 1.2)[..., None]
+    dark = np.clip(.60*late + .26*pores - .09*fibre + .5*year + .12, -.3, 1.2)[..., None]
     return np.array([.76, .56, .36])*(1 - dark) + np.array([.42, .25, .13])*dark, -.35*pores + .10*fibre, .05
 
-# %% ../../nbs/data/05_textures.ipynb #01b6040b
+# %% ../../nbs/data/05_textures.ipynb #55240086
 def metal(xy:np.ndarray,             # (2, H, W) surface coordinates, px
           rng:np.random.RandomState,
          )->tuple:                   # colour (H, W, 3), height (H, W), gloss
     "Brushed sheet with punched holes"
-    pitch, radius = rng.uniform(18, 20.5), rng.uniform(.27, .31)
+    pitch, radius = rng.uniform(18.5, 19.5), rng.uniform(.24, .26)
     number, off, _ = hexagons(xy/pitch + rng.uniform(20, 40, 2)[:, None, None])
-    size = radius*(1 + rng.normal(0, .03, 997))[number]
+    size = radius*(1 + rng.normal(0, .015, 997))[number]
     inside = (size - np.hypot(*off))*pitch                               # px, positive within a hole
     brushed = .6*grain(xy, rng, 22, .4) + .4*grain(xy, rng, 6, 0)
-    steel = np.array([.60, .62, .64])*(1 + .085*brushed + .05*smooth_noise(rng, 200, 60))[..., None]
+    steel = np.array([.60, .62, .64])*(1 + .04*brushed + .025*smooth_noise(rng, 200, 60))[..., None]
     open_ = np.clip(inside/1.2 + .5, 0, 1)[..., None]
-    below = np.array([.10, .10, .11])*(1 + .25*np.clip(off[1]*4, -1, 1))[..., None]
-    return steel*(1 - open_) + below*open_, -2.2*np.clip((inside + 1.8)/2.6, 0, 1) + .12*brushed, .25
+    below = np.array([.27, .27, .28])*(1 + .25*np.clip(off[1]*4, -1, 1))[..., None]
+    return steel*(1 - open_) + below*open_, -1.6*np.clip((inside + 1.8)/2.6, 0, 1) + .12*brushed, .25
 
 # %% ../../nbs/data/05_textures.ipynb #561a6ab9
 def blob(rng:np.random.RandomState,
@@ -208,7 +208,7 @@ def mix(a:np.ndarray,      # (H, W, 3)
     "Cross-fade of two colours"
     return a + (np.asarray(b) - a)*alpha[..., None]
 
-# %% ../../nbs/data/05_textures.ipynb #27a06bc5
+# %% ../../nbs/data/05_textures.ipynb #dc915b08
 def color(draw,                       # coordinates (2, H, W) -> colour, height, gloss
           xy:np.ndarray,             # (2, H, W) the pose, px
           rng:np.random.RandomState,
@@ -216,10 +216,10 @@ def color(draw,                       # coordinates (2, H, W) -> colour, height,
          )->tuple:                  # colour (H, W, 3), height (H, W), gloss
     "A stain: the surface keeps its relief, its colour shifts towards an ink"
     tint, dye = draw(xy), np.array([[.80, .35, .30], [.38, .50, .85], [.45, .70, .42], [.55, .48, .45]])[rng.randint(4)]
-    soak = blob(rng, rng.uniform(6, 19), rng.uniform(2, 6), .2)
-    return mix(tint[0], tint[0]*dye*1.15, soak*(.1 + .65*strength)), *tint[1:]
+    soak = blob(rng, rng.uniform(9, 21), rng.uniform(2, 5), .2)
+    return mix(tint[0], tint[0]*dye*1.15, soak*(.1 + .75*strength)), *tint[1:]
 
-# %% ../../nbs/data/05_textures.ipynb #8465ec0b
+# %% ../../nbs/data/05_textures.ipynb #4dd4c625
 def hole(draw,                       # coordinates (2, H, W) -> colour, height, gloss
          xy:np.ndarray,             # (2, H, W) the pose, px
          rng:np.random.RandomState,
@@ -227,13 +227,13 @@ def hole(draw,                       # coordinates (2, H, W) -> colour, height, 
         )->tuple:                  # colour (H, W, 3), height (H, W), gloss
     "A hole: dark, lower, with a worn rim"
     colour, height, gloss = draw(xy)
-    radius = rng.uniform(3, 9)
+    radius = rng.uniform(4.5, 12)
     pit = blob(rng, radius, 1.6, .22)
     rim = np.clip(ndimage.gaussian_filter(pit, 1.8) - pit, 0, 1)
     colour = mix(colour*(1 - .5*strength*rim)[..., None], colour*.22, pit*(.3 + .6*strength))
     return colour, height*(1 - .8*pit*strength) - 2*strength*pit, gloss
 
-# %% ../../nbs/data/05_textures.ipynb #57b08b77
+# %% ../../nbs/data/05_textures.ipynb #c13d1fa9
 def cut(draw,                       # coordinates (2, H, W) -> colour, height, gloss
         xy:np.ndarray,             # (2, H, W) the pose, px
         rng:np.random.RandomState,
@@ -241,11 +241,11 @@ def cut(draw,                       # coordinates (2, H, W) -> colour, height, g
        )->tuple:                  # colour (H, W, 3), height (H, W), gloss
     "A scratch or cut: a narrow groove with raised edges"
     colour, height, gloss = draw(xy)
-    far, width = stroke(rng, rng.uniform(22, 75), .04), rng.uniform(.7, 1.9)
+    far, width = stroke(rng, rng.uniform(40, 90), .04), rng.uniform(1., 2.6)
     groove, edge = np.clip(width + .5 - far, 0, 1), np.exp(-(far - width - 1)**2/1.2)
-    return mix(colour, colour*.3, groove*(.25 + .5*strength)), height + strength*(.5*edge - 1.6*groove), gloss
+    return mix(colour, colour*.3, groove*(.2 + .6*strength)), height + strength*(.5*edge - 1.6*groove), gloss
 
-# %% ../../nbs/data/05_textures.ipynb #a6f3949b
+# %% ../../nbs/data/05_textures.ipynb #69cdcbf9
 def crack(draw,                       # coordinates (2, H, W) -> colour, height, gloss
           xy:np.ndarray,             # (2, H, W) the pose, px
           rng:np.random.RandomState,
@@ -253,11 +253,11 @@ def crack(draw,                       # coordinates (2, H, W) -> colour, height,
          )->tuple:                  # colour (H, W, 3), height (H, W), gloss
     "A crack: a hair-thin jagged line that fades in and out"
     colour, height, gloss = draw(xy)
-    far, fade = stroke(rng, rng.uniform(30, 90), .6, jagged=True), np.clip(.85 + .3*smooth_noise(rng, 25), .3, 1)
-    line = np.clip(rng.uniform(.3, .9) + .6 - far, 0, 1)*fade
+    far, fade = stroke(rng, rng.uniform(50, 110), .6, jagged=True), np.clip(.85 + .3*smooth_noise(rng, 25), .3, 1)
+    line = np.clip(rng.uniform(.7, 1.6) + .6 - far, 0, 1)*fade
     return mix(colour, colour*.25, line*(.35 + .6*strength)), height - 1.2*strength*line, gloss
 
-# %% ../../nbs/data/05_textures.ipynb #5d9e69cb
+# %% ../../nbs/data/05_textures.ipynb #26fe52d4
 def thread(draw,                       # coordinates (2, H, W) -> colour, height, gloss
            xy:np.ndarray,             # (2, H, W) the pose, px
            rng:np.random.RandomState,
@@ -265,12 +265,12 @@ def thread(draw,                       # coordinates (2, H, W) -> colour, height
           )->tuple:                  # colour (H, W, 3), height (H, W), gloss
     "A foreign fibre that lies on the surface and casts a shadow"
     colour, height, gloss = draw(xy)
-    far, width = stroke(rng, rng.uniform(34, 100), .14), rng.uniform(.7, 1.5)
+    far, width = stroke(rng, rng.uniform(55, 125), .14), rng.uniform(1.1, 2.4)
     body, shadow = np.clip(width + .5 - far, 0, 1), ndimage.shift(np.clip(width + 1 - far, 0, 1), (1.6, .8), order=1)
     fibre = np.array([[.92, .90, .86], [.22, .22, .26], [.62, .24, .22], [.70, .66, .52]])[rng.randint(4)]
     return mix(colour*(1 - .35*strength*shadow)[..., None], fibre, body*(.3 + .6*strength)), height*(1 - .6*body) + 1.*body, gloss
 
-# %% ../../nbs/data/05_textures.ipynb #bb8962db
+# %% ../../nbs/data/05_textures.ipynb #7d727bdd
 def glue(draw,                       # coordinates (2, H, W) -> colour, height, gloss
          xy:np.ndarray,             # (2, H, W) the pose, px
          rng:np.random.RandomState,
@@ -278,13 +278,13 @@ def glue(draw,                       # coordinates (2, H, W) -> colour, height, 
         )->tuple:                  # colour (H, W, 3), height (H, W), gloss
     "A drop of dried liquid: it bulges, shines and veils what lies below"
     colour, height, gloss = draw(xy)
-    radius = rng.uniform(7, 17)
+    radius = rng.uniform(10, 20)
     drop = blob(rng, radius, 3, .18)
     bulge = ndimage.gaussian_filter(drop, 2.2, truncate=2.5)
-    veil = mix(colour, colour.mean((0, 1))*.6 + [.34, .33, .27], drop*(.18 + .42*strength))
+    veil = mix(colour, colour.mean((0, 1))*.6 + [.36, .31, .17], drop*(.2 + .5*strength))
     return veil, height*(1 - .5*drop*strength) + (1 + 3*strength)*bulge, gloss
 
-# %% ../../nbs/data/05_textures.ipynb #67339151
+# %% ../../nbs/data/05_textures.ipynb #0e009917
 def bent(draw,                       # coordinates (2, H, W) -> colour, height, gloss
          xy:np.ndarray,             # (2, H, W) the pose, px
          rng:np.random.RandomState,
@@ -293,21 +293,21 @@ def bent(draw,                       # coordinates (2, H, W) -> colour, height, 
     "A local distortion: the surface is shifted and twisted around a point"
     cx, cy = rng.uniform(30, TEXTURE_SIZE - 30, 2)
     y, x = np.mgrid[:TEXTURE_SIZE, :TEXTURE_SIZE]
-    x, y, reach = x - cx, y - cy, rng.uniform(9, 19)
+    x, y, reach = x - cx, y - cy, rng.uniform(13, 24)
     near = np.exp(-((x**2 + y**2)/reach**2)**1.5)
-    push, twist = rng.normal(size=2), rng.choice([-1, 1])*(.25 + .65*strength)
-    push *= (1.5 + 4.5*strength)/np.hypot(*push)
+    push, twist = rng.normal(size=2), rng.choice([-1, 1])*(.3 + .7*strength)
+    push *= (2 + 5.5*strength)/np.hypot(*push)
     return draw(xy + near*np.stack([push[0] - twist*y, push[1] + twist*x]))
 
-# %% ../../nbs/data/05_textures.ipynb #de89a06e
+# %% ../../nbs/data/05_textures.ipynb #fa8d4f1c
 TEXTURES = {  # category -> its surface, how freely it is posed, its defect classes
-    "metal": dict(texture=metal, pose=dict(turn=5, wobble=.3),
+    "metal": dict(texture=metal, pose=dict(turn=4, wobble=.2),
                   defects=dict(bent=bent, color=color, cut=cut, hole=hole, thread=thread)),
-    "tiles": dict(texture=tiles, pose=dict(turn=9, wobble=.4),
+    "tiles": dict(texture=tiles, pose=dict(turn=6, wobble=.2),
                   defects=dict(bent=bent, color=color, crack=crack, glue=glue, hole=hole)),
-    "weave": dict(texture=weave, pose=dict(turn=4, wobble=1.2),
+    "weave": dict(texture=weave, pose=dict(turn=3, wobble=.6),
                   defects=dict(bent=bent, color=color, cut=cut, hole=hole, thread=thread)),
-    "wood":  dict(texture=wood,  pose=dict(turn=6, wobble=1.),
+    "wood":  dict(texture=wood,  pose=dict(turn=4, wobble=.6),
                   defects=dict(bent=bent, color=color, cut=cut, glue=glue, hole=hole)),
 }
 
@@ -322,7 +322,7 @@ def changed(before:np.ndarray,  # (H, W, 3) uint8
     differ &= ndimage.uniform_filter(differ.astype(float), 3) > .3       # at least 3 of 9 pixels around
     return ndimage.binary_closing(np.pad(differ, 2), np.ones((3, 3)))[2:-2, 2:-2]
 
-# %% ../../nbs/data/05_textures.ipynb #2f230bad
+# %% ../../nbs/data/05_textures.ipynb #c94648f7
 def render_pair(category:str,       # a key of `TEXTURES`
                 defect:str="",      # one of its defects, or "" for a normal
                 index:int=0,        # the running number
@@ -337,7 +337,7 @@ def render_pair(category:str,       # a key of `TEXTURES`
     draw = lambda at: surface if at is xy else known["texture"](at, seeded(*key, "texture"))
     before = shoot(surface)
     if not defect: return before, before, np.zeros(before.shape[:2], bool)
-    spoil, strength = known["defects"][choose(f"defect of {category}", defect, known["defects"])], seeded(*key, "strength").beta(1.5, 1.2)
+    spoil, strength = known["defects"][choose(f"defect of {category}", defect, known["defects"])], seeded(*key, "strength").beta(2.5, 1.2)
     while True:
         after = shoot(spoil(draw, xy, seeded(*key, "defect"), strength))
         mask = changed(before, after)

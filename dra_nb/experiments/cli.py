@@ -15,7 +15,7 @@ import typer
 
 from ..core import DraError, choose
 
-# %% ../../nbs/experiments/05_cli.ipynb #fa554598
+# %% ../../nbs/experiments/05_cli.ipynb #07a4b515
 def notebook_path(name:str,  # file name without suffix, e.g. "table1_general"
                  )->Path:    # of the notebook that papermill shall run
     "A paper notebook, in the installed package or the source tree"
@@ -44,7 +44,7 @@ def run_notebook(name:str,      # notebook under nbs/paper, without suffix
     source = notebook_path(name)
     check_parameters(source, parameters)
     target.parent.mkdir(parents=True, exist_ok=True)
-    try: papermill.execute_notebook(str(source), str(target), parameters, kernel_name="python3", cwd=os.getcwd(), progress_bar=sys.stderr.isatty())
+    try: papermill.execute_notebook(os.path.relpath(source), str(target), parameters, kernel_name="python3", cwd=os.getcwd(), progress_bar=sys.stderr.isatty())
     except papermill.PapermillExecutionError as e:
         raise DraError(f"notebook {name} failed in cell {e.exec_count}: {e.ename}: {e.evalue}. The failing cell is marked in {target}") from e
 

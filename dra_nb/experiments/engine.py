@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Place', 'check', 'execute', 'run_missing']
 
-# %% ../../nbs/experiments/03_engine.ipynb #3ee02b29
+# %% ../../nbs/experiments/03_engine.ipynb #00b2022d
 import os, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -21,11 +21,10 @@ from ..core import DraError
 from ..data.catalog import fingerprint, load_catalog, relative_paths
 from ..data.images import open_store
 from ..data.protocols import make_split
-from ..data.samplers import check_batch
 from .runs import Runs, RunSpec, provenance
 from ..methods.method import create_method, save_method
 from ..models.backbone import weights_id
-from ..training.loop import fit, pick_device, score_rows
+from ..training.loop import check_training, fit, pick_device, score_rows
 from ..training.metrics import evaluate
 
 # %% ../../nbs/experiments/03_engine.ipynb #7c8de7f3
@@ -47,7 +46,7 @@ def _split(spec, place):
     "The Split of a spec"
     return make_split(_catalog(spec.dataset, place.data), spec.protocol, spec.known_class, spec.shots, spec.seed, category=spec.category)
 
-# %% ../../nbs/experiments/03_engine.ipynb #e5884eec
+# %% ../../nbs/experiments/03_engine.ipynb #ad39f82d
 def check(specs,          # list of RunSpec
           place:Place):   # where they shall run
     "Raise if any of the runs could not start; the image stores are built on the way"
@@ -58,11 +57,8 @@ def check(specs,          # list of RunSpec
     methods = {}
     for s in specs:
         split, kind = _split(s, place), (s.method, s.backbone, repr(sorted(s.settings.items())))
-        method = methods.setdefault(kind, None) or create_method(s.method, backbone=s.backbone, **s.settings)
-        methods[kind] = method
-        if method.needs_anomalies and not s.shots: raise DraError(f"{s}: the method learns from given anomalies; pass shots >= 1")
-        check_batch(split, s.schedule.batch, s.schedule.anomalies, method.pseudo, method.n_reference)
-        if s.image_size < method.backbone.reduction*2**(method.scales - 1): raise DraError(f"{s}: image size {s.image_size} px is below one patch of the coarsest scale; pass at least {method.backbone.reduction*2**(method.scales - 1)}")
+        if kind not in methods: methods[kind] = create_method(s.method, backbone=s.backbone, **s.settings)
+        check_training(methods[kind], split, s.schedule, s.image_size)
     for dataset, size in sorted({(s.dataset, s.image_size) for s in specs}): _store(dataset, place.data, size)
 
 # %% ../../nbs/experiments/03_engine.ipynb #6f8d725b

@@ -31,7 +31,7 @@ def pyramid(images:torch.Tensor,  # (B, 3, H, W)
     "The image at full, half, quarter ... size"
     return [images if k == 0 else F.interpolate(images, scale_factor=0.5**k, mode="nearest") for k in range(scales)]
 
-# %% ../../nbs/methods/01_dra.ipynb #785e4355
+# %% ../../nbs/methods/01_dra.ipynb #01f6e3ab
 class DRA(Method):
     "Multi-head network of disentangled abnormalities (eq. 1); fewer heads give the variants of Table 3, one head gives DevNet"
     def __init__(self,
@@ -52,7 +52,7 @@ class DRA(Method):
         self.fresh_references, self.pseudo = fresh_references, pseudo if set(heads) - {"seen"} else 0.0
         make = {"seen": PlainHead, "pseudo": PlainHead, "residual": ResidualHead,
                 "normality": lambda c, fraction, signed: HolisticHead(c, signed=signed)}
-        self.backbone = backbone
+        self.backbone, self.min_size = backbone, backbone.reduction*2**(scales - 1)
         self.heads = torch.nn.ModuleDict({h: make[h](backbone.channels, fraction=fraction, signed=signed) for h in HEADS if h in heads})
 
     def _levels(self, images, references=None):

@@ -52,13 +52,14 @@ class Batch:
     labels:torch.Tensor           # (B,): 0 normal, 1 seen anomaly, 2 pseudo anomaly
     references:torch.Tensor=None  # (R, 3, H, W) normal reference images, if the method needs them
 
-# %% ../../nbs/methods/00_method.ipynb #cb82298a
+# %% ../../nbs/methods/00_method.ipynb #11d6b562
 class Method(nn.Module):
     "A detector: network, losses and score; sub-classes fill in `training_step` and `head_scores`"
     n_reference = 0           # reference images per step and for scoring
     fresh_references = False  # True: a new random set at every training step
     pseudo = 0.0              # share of the normal slots of a batch that become pseudo anomalies
     needs_anomalies = True    # False: learns from normals (and pseudo anomalies) alone
+    min_size = 1              # side of the smallest image it can take, pixels
 
     def training_step(self, batch:Batch)->dict:
         "Named losses of one batch; their sum is minimised (eq. 1)"

@@ -1,0 +1,85 @@
+"What the tests share: a cache of their own, small folders of real images, and the command in a process of its own."
+import os, signal, subprocess, sys
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+
+import numpy as np, pytest
+from PIL import Image, ImageDraw
+
+REPO = Path(__file__).resolve().parents[1]
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "wheel: builds the wheel and installs it with its dependencies into an empty environment (network)")
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    "The cache folder of the whole session: the textures are rendered into it once"
+    folder, before = tmp_path_factory.mktemp("cache"), os.environ.get("DRA_NB_CACHE")
+    os.environ["DRA_NB_CACHE"] = str(folder)
+    yield folder
+    if before is None: del os.environ["DRA_NB_CACHE"]
+    else: os.environ["DRA_NB_CACHE"] = before
+
+@pytest.fixture(scope="session")
+def shared():
+    "The folder with real data and weights; a folder that was asked for and is not there fails, none at all skips"
+    asked = os.environ.get("DRA_NB_SHARED")
+    folder = Path(asked or REPO.parent/"shared").resolve()
+    if folder.is_dir(): return folder
+    if asked: pytest.fail(f"DRA_NB_SHARED is {asked}, which does not exist")
+    pytest.skip("no folder with real data: set DRA_NB_SHARED")
+
+def picture(kind, rng, size):
+    "A grey surface with a gradient and noise; `kind` other than good adds a defect (an (size, size, 3) uint8 image)"
+    y, x = np.mgrid[:size, :size]/size
+    image = Image.fromarray((255*np.clip(0.5 + 0.15*x + 0.1*y + rng.normal(0, 0.04, (size, size)), 0, 1)).astype(np.uint8)).convert("RGB")
+    draw, (a, b) = ImageDraw.Draw(image), rng.integers(size//4, 3*size//4, 2)
+    if kind == "scratch": draw.line([(a - size//5, b), (a + size//5, b + size//8)], fill=(250, 250, 235), width=2)
+    elif kind != "good": draw.ellipse([a - size//9, b - size//9, a + size//9, b + size//9], fill=(40, 35, 60))
+    return image
+
+def mvtec_folder(root, n_train=12, n_test=4, classes={"scratch": 12, "dent": 12}, size=64):
+    "Write a dataset in MVTec layout; `root` (its name is the dataset's) is returned"
+    rng = np.random.default_rng(0)
+    for folder, n in [("train/good", n_train), ("test/good", n_test), *((f"test/{c}", n) for c, n in classes.items())]:
+        (root/folder).mkdir(parents=True)
+        for i in range(n): picture(folder.split("/")[1], rng, size).save(root/folder/f"{i:03}.png")
+    return root
+
+def python(code, *args, cwd=None, timeout=300, **env):
+    "Run Python code in a process of its own: returncode, stdout, stderr"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **{k: str(v) for k, v in env.items()}}
+    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+    return SimpleNamespace(returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)
+
+def dra_nb(*args, **kwargs):
+    "Run the command in a process of its own"
+    return python("import sys; sys.argv[0] = 'dra_nb'; from dra_nb.experiments.cli import main; main()", *args, **kwargs)
+
+def succeeded(done):
+    "The result of a process that ended well; else its error output fails the test"
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+def refused(done):
+    "The message of a command that was refused as it should be: exit status 2, a sentence, no traceback"
+    assert done.returncode == 2, (done.returncode, done.stdout[-500:], done.stderr[-2000:])
+    assert "Traceback" not in done.stderr and done.stderr.startswith("error: "), done.stderr[-2000:]
+    return done.stderr
+
+def short_spec(dataset, **changes):
+    "A run of a second: 6 steps at 64 px"
+    from dra_nb.experiments.runs import RunSpec
+    from dra_nb.methods.method import Schedule
+    return RunSpec(**dict(dataset=dataset, method="devnet", shots=2, image_size=64, backbone="resnet18_stage2",
+                          schedule=Schedule(epochs=2, steps=3, batch=6, anomalies=2)) | changes)
+
+def records(folder):
+    "Names of the records (json) in a folder of runs, with their contents and times of change"
+    return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.glob("*.json"))}
+
+def killed(done):
+    "Was the process killed, not ended?"
+    return done.returncode == -signal.SIGKILL

@@ -1,0 +1,147 @@
+"The command line: help, lists, one run, and what it answers to mistakes."
+import json, sys
+from dataclasses import replace
+
+import numpy as np, pandas as pd, pytest
+
+from conftest import dra_nb, mvtec_folder, python, refused, succeeded
+
+@pytest.mark.parametrize("command, options", [
+    ([], ["reproduce", "run", "datasets", "methods"]),
+    (["reproduce"], "--profile --data --weights --out --dataset --method --shots --seed --workers --device --precision".split()),
+    (["run"], "--method --category --known-class --shots --seed --profile --setting --data --weights --out --save --device --precision".split()),
+    (["datasets"], ["--data"]), (["methods"], [])])
+def test_help(command, options):
+    done = succeeded(dra_nb(*command, "--help", COLUMNS=200, TERM="dumb", NO_COLOR=1))
+    assert "Usage: dra_nb" in done.stdout
+    assert [o for o in options if o not in done.stdout] == []
+
+def test_help_needs_no_torch():
+    done = succeeded(python("import sys\nsys.argv = ['dra_nb', '--help']\nfrom dra_nb.experiments.cli import main\n"
+                            "try: main()\nfinally: print('TORCH', 'torch' in sys.modules)"))
+    assert "TORCH False" in done.stdout
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capsys):
+    "Run the command in this process, in an empty folder: status, output, errors"
+    monkeypatch.chdir(tmp_path)
+    def run(*args):
+        from dra_nb.experiments.cli import main
+        monkeypatch.setattr(sys, "argv", ["dra_nb", *map(str, args)])
+        try: main(); status = 0
+        except SystemExit as e: status = e.code or 0
+        return status, *capsys.readouterr()
+    return run
+
+def test_methods(call):
+    from dra_nb.methods.method import load_methods
+    status, out, _ = call("methods")
+    assert status == 0
+    for entry in load_methods().values(): assert entry.name in out and entry.title in out and entry.paper in out
+
+def test_datasets(call, tmp_path):
+    from dra_nb.data.catalog import DATASETS
+    status, out, _ = call("datasets")
+    assert status == 0 and "not usable" not in out
+    assert "present: 480 train, 560 test images, 4 category(ies)" in out  # the embedded textures
+    for d in DATASETS.values(): assert d.title in out and (not d.folder or d.where in out)
+    mvtec_folder(tmp_path/"data"/"MVTec"/"carpet", n_train=3, n_test=2, classes={"hole": 2})
+    status, out, _ = call("datasets", "--data", tmp_path/"data")
+    assert status == 0
+    assert "present: 3 train, 4 test images, 1 category(ies), anomaly classes: hole" in out
+    assert "not usable: ELPV" in out and "not usable: BrainMRI" in out and "not usable: MVTec" not in out
+
+WEAVE = ("run", "textures", "--category", "weave")
+@pytest.mark.parametrize("args, parts", [
+    (("reproduce", "tabel1"), ["artefact 'tabel1'", "mean 'table1'"]),
+    (("reproduce", "table1", "--profile", "smok"), ["profile 'smok'", "mean 'smoke'"]),
+    (("reproduce", "table1", "--dataset", "texturs"), ["dataset 'texturs'", "mean 'textures'"]),
+    (("reproduce", "table1", "--method", "devnt"), ["method 'devnt'", "mean 'devnet'"]),
+    (("reproduce", "table1", "--weights", "no.pth"), ["no.pth does not exist", "'imagenet'", "'none'"]),
+    (("reproduce", "table1", "--device", "cuda:99"), ["'cuda:99'", "cpu, cuda or auto"]),
+    (("reproduce", "table1", "--shots", "500"), ["500 given anomalies", "has 100 anomalies", "shots=99"]),
+    (("reproduce", "table1", "--precision", "fp8"), ["precision 'fp8'", "fp32"]),
+    (("reproduce", "table1", "all"), ["all"]),
+    (("reproduce", "table2", "--seed", "-1"), ["seed is -1"]),
+    (("run", "texture"), ["dataset 'texture'", "mean 'textures'"]),
+    (("run", "textures"), ["4 categories", "metal, tiles, weave, wood"]),
+    (("run", "textures", "--category", "weav"), ["category 'weav'", "mean 'weave'"]),
+    ((*WEAVE, "--profile", "cpus"), ["profile 'cpus'", "mean 'cpu'"]),
+    ((*WEAVE, "--method", "devnett"), ["method 'devnett'", "mean 'devnet'"]),
+    ((*WEAVE, "--setting", "n_referenc=3"), ["setting of dra 'n_referenc'", "mean 'n_reference'"]),
+    ((*WEAVE, "--setting", "preset=papr"), ["preset 'papr'", "mean 'paper'"]),
+    ((*WEAVE, "--setting", "loss=devation"), ["loss 'devation'", "mean 'deviation'"]),
+    ((*WEAVE, "--setting", "nonsense"), ["'nonsense'", "name=value"]),
+    ((*WEAVE, "--setting", "n_reference=121"), ["n_reference is 121", "120 train normals"]),
+    ((*WEAVE, "--setting", "n_reference=abc"), ["n_reference", "abc"]),
+    ((*WEAVE, "--setting", "scales=0"), ["scales", "0"]),
+    ((*WEAVE, "--setting", "fraction=7"), ["fraction", "7"]),
+    ((*WEAVE, "--known-class", "hol"), ["anomaly class 'hol'", "mean 'hole'"]),
+    ((*WEAVE, "--known-class", "hole", "--shots", "21"), ["21 given anomalies", "20 anomalies of class 'hole'", "shots=20"]),
+    ((*WEAVE, "--shots", "101"), ["101 given anomalies", "has 100 anomalies", "shots=99"]),
+    ((*WEAVE, "--shots", "0"), ["learns from given anomalies", "shots >= 1"]),
+    ((*WEAVE, "--weights", "no.pth"), ["no.pth does not exist", "'imagenet'", "'none'"]),
+    ((*WEAVE, "--precision", "fp8"), ["precision 'fp8'", "fp32"])], ids=lambda v: " ".join(v[-2:]) if isinstance(v, tuple) else "")
+def test_mistakes(call, tmp_path, args, parts):
+    status, _, err = call(*args, "--out", tmp_path/"out")
+    assert status == 2 and [p for p in parts if p not in err] == []
+    assert "error: " in err and "Traceback" not in err
+    assert not (tmp_path/"out").exists()
+
+def test_unreadable_weights(call, tmp_path):
+    (tmp_path/"w.safetensors").write_text("not weights")
+    for args in (WEAVE, ("reproduce", "table1", "--shots", "1", "--method", "devnet")):
+        status, _, err = call(*args, "--weights", "w.safetensors", "--out", tmp_path/"out")
+        assert status == 2 and "w.safetensors cannot be read" in err
+        assert not (tmp_path/"out").exists()
+
+@pytest.mark.parametrize("args", [("run", "elpv"), ("reproduce", "table1", "--dataset", "elpv")])
+def test_missing_data(tmp_path, args):
+    (tmp_path/"data").mkdir()
+    for data in ([], ["--data", tmp_path/"nowhere"], ["--data", tmp_path/"data"]):
+        message = refused(dra_nb(*args, *data, "--out", tmp_path/"out", cwd=tmp_path))
+        assert "github.com/zae-bayern/elpv-dataset" in message and "Expected in elpv/:\nlabels.csv\nimages/cell0001.png" in message
+        if data: assert str(data[1]) in message
+    assert not (tmp_path/"out").exists()
+
+def test_real_process_refuses(tmp_path):
+    message = refused(dra_nb("run", "textures", "--category", "weav", "--out", tmp_path/"out"))
+    assert "Did you mean 'weave'?" in message and not (tmp_path/"out").exists()
+
+def test_run_on_the_textures(tmp_path):
+    args = ("run", "textures", "--category", "weave", "--method", "devnet", "--out", tmp_path/"out", "--save", tmp_path/"m"/"model.safetensors")
+    metrics = json.loads(succeeded(dra_nb(*args, cwd=tmp_path)).stdout)
+    files = sorted((tmp_path/"out").rglob("*.*"))
+    assert files == [tmp_path/"out"/"smoke"/"runs"/f"{metrics['key']}.{kind}" for kind in ("json", "parquet")]
+    assert metrics["n_normal"] == 40 and metrics["n_seen"] + metrics["n_unseen"] == 90 and 0 < metrics["auroc"] < 1
+
+    times = [f.stat().st_mtime_ns for f in files]
+    assert json.loads(succeeded(dra_nb(*args[:-2])).stdout) == metrics
+    assert [f.stat().st_mtime_ns for f in files] == times
+
+    from dra_nb.data.catalog import load_catalog
+    from dra_nb.data.images import open_store
+    from dra_nb.methods.method import load_method
+    from dra_nb.training.loop import score_rows
+    record, table = json.loads(files[0].read_text()), pd.read_parquet(files[1])
+    catalog = load_catalog("textures")
+    rows = [i for i, p in enumerate(catalog.path) if p.removeprefix(catalog.attrs["root"] + "/") in set(table.path)]
+    scores = score_rows(load_method(tmp_path/"m"/"model.safetensors"), open_store(catalog, 96, progress=False), rows, "cpu", record["provenance"]["precision"])
+    assert len(rows) == len(table) == 130 and table.score.std() > 0
+    np.testing.assert_allclose(scores["score"], table.score, rtol=1e-3, atol=1e-3)
+
+def test_settings_and_known_class_reach_the_run(call, tmp_path, monkeypatch):
+    from dra_nb.experiments import grids
+    monkeypatch.setitem(grids.PROFILES, "smoke", replace(grids.PROFILES["smoke"], image_size=64, epochs=1, steps=2, batch=6))
+    mvtec_folder(tmp_path/"data"/"mine")
+    status, out, _ = call("run", "mine", "--data", tmp_path/"data", "--known-class", "DENT", "--shots", 1, "--seed", 3, "--out", "out",
+                          "--setting", "n_reference=4", "--setting", "heads=('seen', 'residual')", "--setting", "preset=paper")
+    metrics = json.loads(out)
+    spec = json.loads((tmp_path/"out"/"smoke"/"runs"/f"{metrics['key']}.json").read_text())["spec"]
+    assert status == 0 and (spec["protocol"], spec["shots"], spec["seed"]) == ("hard", 1, 3)
+    assert spec["settings"] == {"n_reference": 4, "heads": ["seen", "residual"], "preset": "paper"} and spec["schedule"]["decay_every"] == 0
+    table = pd.read_parquet(tmp_path/"out"/"smoke"/"runs"/f"{metrics['key']}.parquet")
+    assert set(table.defect) == {"", "scratch"} and not table.seen.any()  # the known class leaves the test set
+    assert {"score_seen", "score_residual"} < set(table) and "score_pseudo" not in table
+    assert metrics["auroc_seen"] is None and metrics["auroc"] == metrics["auroc_unseen"]
+    np.testing.assert_allclose(table.score, table.score_seen + table.score_residual, rtol=1e-2)
