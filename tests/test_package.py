@@ -103,7 +103,7 @@ def test_notebook(path):
     assert not [c for c in code if c.get("execution_count")]  # cleaned
 
 def test_machine_paths_are_recognised():
-    assert MACHINE_PATH.search("in /work/main/x") and MACHINE_PATH.search('"/home/me"') and not MACHINE_PATH.search("nbs/home/me, up to 1/work")
+    assert MACHINE_PATH.search("in /home/main/x") and MACHINE_PATH.search('"/home/me"') and not MACHINE_PATH.search("nbs/home/me, up to 1/work")
 
 def test_every_module_comes_from_a_notebook():
     made = {p.relative_to(REPO/"dra_nb").as_posix() for p in (REPO/"dra_nb").rglob("*.py")} - {"_modidx.py"}

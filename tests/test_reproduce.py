@@ -113,7 +113,7 @@ def notebook(tmp_path, monkeypatch):
     "Put a notebook of these cells in the place of every paper notebook; the first cell holds the parameters"
     monkeypatch.chdir(tmp_path)
     def put(*cells, tags=("parameters",)):
-        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+        nb = nbformat.v4.new_notebook(metadata={"kernelspec": dict(name="python3", display_name="python3", language="python")}, cells=[nbformat.v4.new_code_cell(c) for c in cells])
         nb.cells[0].metadata["tags"] = list(tags)
         nbformat.write(nb, tmp_path/"given.ipynb")
         monkeypatch.setattr(cli, "notebook_path", lambda name: tmp_path/"given.ipynb")
