@@ -68,7 +68,7 @@ def test_again_runs_nothing_and_a_deleted_record_runs_once(study, first):
     pd.testing.assert_frame_equal(pd.read_parquet(runs/gone.replace("json", "parquet")), scores, check_exact=True)
     assert (tmp/"out"/"smoke"/"table1.csv").read_bytes() == table
 
-@pytest.mark.parametrize("method", ["devnet", "dra"])
+@pytest.mark.parametrize("method", ["devnet"])
 def test_table2_with_one_method(tmp_path, method):
     "The hard setting, every number of shots and only one method: the notebook copes with what is not there"
     from dra_nb.experiments.grids import ARTEFACTS, plan

@@ -16,7 +16,7 @@ from ..data.catalog import DATASETS, load_catalog
 from .published import published
 from .runs import Runs, RunSpec
 
-# %% ../../nbs/experiments/02_grids.ipynb #c8ae6901
+# %% ../../nbs/experiments/02_grids.ipynb #5ef94b9d
 @dataclass(frozen=True)
 class Profile:
     "The size of the runs of a study"
@@ -28,7 +28,7 @@ class Profile:
     epochs:int = None              # None: as the method has it; else its schedule is shortened in proportion
     steps:int = None               # per epoch
     batch:int = None               # images per step
-    lr:float = None                # None: as the method has it
+    lr:float = None                # None: as the method has it; else constant
     weights:str = "imagenet"       # default weights; "none": random
     backbone:str = "resnet18"
     categories:tuple = ()          # restriction to some categories; (): all
@@ -37,10 +37,11 @@ class Profile:
     def schedule(self, own):
         "A method's own Schedule at this size"
         short = own.shortened(self.epochs, self.steps, self.batch)
-        return replace(short, lr=self.lr) if self.lr else short
+        return replace(short, lr=self.lr, decay_every=0) if self.lr else short
 
 PROFILES = {
-    "smoke": Profile(("textures",), image_size=96, seeds=(0,), epochs=10, steps=10, batch=18, lr=1e-3, weights="none", backbone="resnet18_stage2"),
+    "smoke": Profile(("textures",), image_size=96, seeds=(0,), epochs=10, steps=10, batch=18, lr=1e-3, weights="none", backbone="resnet18_stage2",
+                     categories=("weave", "tiles", "wood"), known_classes=("color", "hole")),
     "cpu": Profile(("elpv", "brainmri"), image_size=128, epochs=10, steps=20, batch=18),
     "paper": Profile(("mvtec", "elpv", "brainmri"), image_size=448),
 }
@@ -122,7 +123,7 @@ def _present(dataset, data, asked):
         if asked: raise
         return f"{DATASETS[dataset].title if dataset in DATASETS else dataset} is missing: {str(e).splitlines()[0]}"
 
-# %% ../../nbs/experiments/02_grids.ipynb #d9dc5340
+# %% ../../nbs/experiments/02_grids.ipynb #8f9bce58
 def plan(artefact:str,           # a key of ARTEFACTS
          profile:str="smoke",    # a key of PROFILES
          data=None,              # folder that holds one folder per dataset
@@ -143,8 +144,9 @@ def plan(artefact:str,           # a key of ARTEFACTS
     for dataset in datasets or prof.datasets:
         gap = _present(dataset, data, asked=bool(datasets))
         if gap: gaps.append(gap)
-        cells = [r for r in rows(art, dataset, data) if (not (categories or prof.categories) or r[0] in (categories or prof.categories))
-                 and (not (known_classes or prof.known_classes) or r[1] in ("", *(known_classes or prof.known_classes)))]
+        own = dataset in prof.datasets  # a profile restricts its own datasets only
+        places, classes = categories or (prof.categories if own else ()), known_classes or (prof.known_classes if own else ())
+        cells = [(c, k) for c, k in rows(art, dataset, data) if (not places or c in places) and (not classes or k in ("", *classes))]
         (absent if gap else specs).extend(_spec(art, prof, name, dataset, row, n, seed, m) for row in cells
                                           for n in (shots or prof.shots) for m in (methods or prof.methods) for seed in (seeds or prof.seeds))
     if not specs: raise DraError(f"{art.name} has nothing to run. " + (" ".join(gaps) or f"No row of {', '.join(datasets or prof.datasets)} fits the protocol {art.protocol!r} and the restrictions"))
