@@ -26,7 +26,7 @@ def choose(kind:str,   # what is being named, e.g. "dataset"
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     raise DraError(f"unknown {kind} {name!r}.{hint} Valid names: {', '.join(known) or '(none)'}")
 
-# %% ../nbs/core.ipynb #c3fccaa3
+# %% ../nbs/core.ipynb #b9cdc402
 @contextmanager
 def atomic(path,  # the final name
           ):      # yields the working name; it becomes `path` when the block ends without an error
@@ -36,7 +36,7 @@ def atomic(path,  # the final name
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
-        with open(part, "rb") as f: os.fsync(f.fileno())
+        with open(part, "rb+") as f: os.fsync(f.fileno())
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ import typer
 
 from ..core import DraError, choose
 
-# %% ../../nbs/experiments/05_cli.ipynb #07a4b515
+# %% ../../nbs/experiments/05_cli.ipynb #d7d52883
 def notebook_path(name:str,  # file name without suffix, e.g. "table1_general"
                  )->Path:    # of the notebook that papermill shall run
     "A paper notebook, in the installed package or the source tree"
@@ -25,11 +25,16 @@ def notebook_path(name:str,  # file name without suffix, e.g. "table1_general"
         if (folder/f"{name}.ipynb").is_file(): return folder/f"{name}.ipynb"
     raise DraError(f"notebook {name}.ipynb is in neither {home/'paper'} nor the source tree; reinstall dra_nb")
 
+def _papermill():
+    "papermill, or what to install"
+    try: import papermill, ipykernel  # noqa: F401
+    except ImportError as e: raise DraError('notebooks need papermill and a kernel: pip install "dra_nb[notebooks]"') from e
+    return papermill
+
 def check_parameters(notebook:Path,  # with a cell tagged "parameters"
                      values:dict):   # what shall be passed
     "Refuse parameters that the notebook does not have, or of another type than its defaults"
-    import papermill
-    known = papermill.inspect_notebook(str(notebook))
+    known = _papermill().inspect_notebook(str(notebook))
     if not known: raise DraError(f"{notebook.name} has no cell tagged 'parameters'")
     for name, value in values.items():
         default = ast.literal_eval(known[choose(f"parameter of {notebook.stem}", name, known)]["default"])
@@ -39,9 +44,7 @@ def run_notebook(name:str,      # notebook under nbs/paper, without suffix
                  target:Path,   # executed copy
                  **parameters): # by name, of the types of the defaults
     "Execute a paper notebook with papermill"
-    try: import papermill
-    except ImportError as e: raise DraError('notebooks need papermill and a kernel: pip install "dra_nb[notebooks]"') from e
-    source = notebook_path(name)
+    papermill, source = _papermill(), notebook_path(name)
     check_parameters(source, parameters)
     target.parent.mkdir(parents=True, exist_ok=True)
     try: papermill.execute_notebook(os.path.relpath(source), str(target), parameters, kernel_name="python3", cwd=os.getcwd(), progress_bar=sys.stderr.isatty())
@@ -57,7 +60,7 @@ Weights = typer.Option(None, "--weights", help="Backbone weights: 'imagenet' (do
 Device = typer.Option("auto", help="cpu, cuda, cuda:1 ... or auto")
 Precision = typer.Option("auto", help="fp32, bf16 or auto (bf16 where the device gains)")
 
-# %% ../../nbs/experiments/05_cli.ipynb #27940b77
+# %% ../../nbs/experiments/05_cli.ipynb #fd4a5b2f
 @app.command()
 def reproduce(artefacts:List[str] = typer.Argument(..., help="table1, table2, ... or all"),
               profile:str = typer.Option("smoke", help="smoke (embedded textures, minutes on a CPU), cpu (real data, reduced size) or paper (the paper's settings, GPU)"),
@@ -71,6 +74,7 @@ def reproduce(artefacts:List[str] = typer.Argument(..., help="table1, table2, ..
               device:str = Device, precision:str = Precision):
     "Regenerate tables of the paper: run what has no record yet, then execute the table's notebook."
     from dra_nb.experiments.grids import ARTEFACTS, plan
+    _papermill()  # before the runs, not after them
     names = list(ARTEFACTS) if artefacts == ["all"] else [choose("artefact", a, [*ARTEFACTS, "all"]) for a in artefacts]
     only = dict(datasets=dataset, methods=method, shots=shots, seeds=seed)
     studies = [plan(a, profile, data and str(data), weights, str(out), device=device, precision=precision, **only) for a in names]
