@@ -60,7 +60,7 @@ def test_a_short_run_on_elpv(shared, tmp_path):
     origin = record["provenance"]
     assert [k for k in "version commit python platform torch torchvision numpy pandas scikit-learn device precision finished dataset weights losses".split() if k not in origin] == []
     import dra_nb, torch
-    assert (origin["version"], origin["torch"]) == (dra_nb.__version__, torch.__version__) and origin["device"] and len(origin["dataset"]) == 16
+    assert origin["version"] == dra_nb.__version__ and torch.__version__.startswith(origin["torch"]) and origin["device"] and len(origin["dataset"]) == 16
     assert origin["weights"].startswith("resnet18_tinyimagenet-") and len(origin["losses"]) == 2
     assert list(table.path) == sorted(table.path) and set(table.path.str[:7]) == {"images/"}
 
