@@ -1,5 +1,5 @@
 "The wheel, installed with its dependencies in an empty environment: what a user gets from `pip install`."
-import json, os, subprocess, sys, tempfile, venv, zipfile
+import json, os, shutil, subprocess, sys, tempfile, venv, zipfile
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,9 @@ def place():
 
 @pytest.fixture(scope="module")
 def wheel(place):
-    done = call(sys.executable, "-m", "pip", "wheel", REPO, "--no-deps", "--no-build-isolation", "--wheel-dir", place/"dist", cwd=place)
+    source = place/"source"  # a build in the repository would leave its build folder there, and find what an older one left
+    shutil.copytree(REPO, source, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "outputs", "__pycache__"))
+    done = call(sys.executable, "-m", "pip", "wheel", source, "--no-deps", "--no-build-isolation", "--wheel-dir", place/"dist", cwd=place)
     assert done.returncode == 0, done.stderr[-2000:]
     return next((place/"dist").glob("*.whl"))
 

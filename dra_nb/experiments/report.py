@@ -300,12 +300,12 @@ def method_colors(methods,  # keys
     index = _COLORS | {m: (free or [7])[i % max(1, len(free))] for i, m in enumerate(other)}
     return {m: palette[index[m]] for m in methods}
 
-# %% ../../nbs/experiments/04_report.ipynb #fdf3cb8a
+# %% ../../nbs/experiments/04_report.ipynb #2ce712a6
 def _line(i, n): return 0.0 if n == 1 else (i/(n - 1) - 0.5)*0.7*min(1, n/4)
 
 def _start(values):
     "Left end of the AUROC axis"
-    low = pd.concat([values.auroc, values.published]).min()
+    low = pd.concat([values.auroc - values["std"].fillna(0), values.published - values.published_std.fillna(0)]).min()
     return max(-0.02, min(0.45, np.floor((low - 0.03)*20)/20)) if np.isfinite(low) else 0.45
 
 # %% ../../nbs/experiments/04_report.ipynb #27c4ba6f
