@@ -72,7 +72,7 @@ def rows(artefact:Artefact,  # which table
     pairs = catalog[catalog.label == 1].groupby("category").defect.unique()
     return [(c, k) for c, classes in pairs.items() if len(classes) > 1 for k in sorted(classes)]
 
-# %% ../../nbs/experiments/02_grids.ipynb #4dd5cdbb
+# %% ../../nbs/experiments/02_grids.ipynb #ef97eb17
 @dataclass
 class Study:
     "An artefact at a profile, ready to run"
@@ -105,11 +105,12 @@ class Study:
     def notes(self)->list:
         "Sentences for the caption: size and weights of the runs, comparability, gaps"
         s = (self.specs + self.absent)[0]
+        ours = {x.dataset for x in self.specs + self.absent}
         medical = sorted({DATASETS[x.dataset].title for x in self.specs if x.method == "dra" and x.dataset in ("brainmri", "headct", "hyperkvasir")})
         same = s.image_size == 448 and s.schedule.epochs*s.schedule.steps >= 600 and s.weights.startswith("resnet18-f37072fd")
         return [f"Profile {self.profile}: {s.image_size} px, {s.schedule.epochs} x {s.schedule.steps} steps of {s.schedule.batch} images, "
                 f"{len({x.seed for x in self.specs})} seed(s), {s.backbone} from " + ("random weights" if s.weights == "none" else f"weights {s.weights}"),
-                *([] if same else ["Not comparable with the published values cell by cell: those were made at 448 px from ImageNet weights with 30 x 20 steps of 48 images"]),
+                *([] if same or not ours & set(published(self.artefact.name).dataset) else ["Not comparable with the published values cell by cell: those were made at 448 px from ImageNet weights with 30 x 20 steps of 48 images"]),
                 *([f"DRA's published value on {', '.join(medical)} uses pseudo anomalies from LAG, ours CutMix"] if medical else []), *self.gaps]
 
 # %% ../../nbs/experiments/02_grids.ipynb #95eeee47
