@@ -60,7 +60,7 @@ Weights = typer.Option(None, "--weights", help="Backbone weights: 'imagenet' (do
 Device = typer.Option("auto", help="cpu, cuda, cuda:1 ... or auto")
 Precision = typer.Option("auto", help="fp32, bf16 or auto (bf16 where the device gains)")
 
-# %% ../../nbs/experiments/05_cli.ipynb #fd4a5b2f
+# %% ../../nbs/experiments/05_cli.ipynb #c76cc8bc
 @app.command()
 def reproduce(artefacts:List[str] = typer.Argument(..., help="table1, table2, ... or all"),
               profile:str = typer.Option("smoke", help="smoke (embedded textures, minutes on a CPU), cpu (real data, reduced size) or paper (the paper's settings, GPU)"),
@@ -70,12 +70,13 @@ def reproduce(artefacts:List[str] = typer.Argument(..., help="table1, table2, ..
               method:List[str] = typer.Option([], help="Only this method (repeatable)"),
               shots:List[int] = typer.Option([], help="Only this number of given anomalies (repeatable)"),
               seed:List[int] = typer.Option([], help="Only this seed (repeatable)"),
-              workers:Optional[int] = typer.Option(None, help="Runs side by side. Default: one per core on a CPU, one on a GPU"),
+              workers:Optional[int] = typer.Option(None, min=1, help="Runs side by side. Default: one per core on a CPU, one on a GPU"),
               device:str = Device, precision:str = Precision):
     "Regenerate tables of the paper: run what has no record yet, then execute the table's notebook."
     from dra_nb.experiments.grids import ARTEFACTS, plan
     _papermill()  # before the runs, not after them
-    names = list(ARTEFACTS) if artefacts == ["all"] else [choose("artefact", a, [*ARTEFACTS, "all"]) for a in artefacts]
+    for a in artefacts: choose("artefact", a, [*ARTEFACTS, "all"])
+    names = list(ARTEFACTS) if "all" in artefacts else list(dict.fromkeys(artefacts))
     only = dict(datasets=dataset, methods=method, shots=shots, seeds=seed)
     studies = [plan(a, profile, data and str(data), weights, str(out), device=device, precision=precision, **only) for a in names]
     failed = 0

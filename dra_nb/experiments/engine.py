@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Place', 'check', 'execute', 'run_missing']
 
-# %% ../../nbs/experiments/03_engine.ipynb #00b2022d
+# %% ../../nbs/experiments/03_engine.ipynb #94578e8d
 import os, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -23,8 +23,8 @@ from ..data.images import open_store
 from ..data.protocols import make_split
 from .runs import Runs, RunSpec, provenance
 from ..methods.method import create_method, save_method
-from ..models.backbone import weights_id
-from ..training.loop import check_training, fit, pick_device, score_rows
+from ..models.backbone import create_backbone, weights_id
+from ..training.loop import check_training, fit, pick_device, pick_precision, score_rows
 from ..training.metrics import evaluate
 
 # %% ../../nbs/experiments/03_engine.ipynb #7c8de7f3
@@ -46,14 +46,15 @@ def _split(spec, place):
     "The Split of a spec"
     return make_split(_catalog(spec.dataset, place.data), spec.protocol, spec.known_class, spec.shots, spec.seed, category=spec.category)
 
-# %% ../../nbs/experiments/03_engine.ipynb #ad39f82d
+# %% ../../nbs/experiments/03_engine.ipynb #d2e0d789
 def check(specs,          # list of RunSpec
           place:Place):   # where they shall run
     "Raise if any of the runs could not start; the image stores are built on the way"
-    pick_device(place.device)
+    pick_precision(place.precision, pick_device(place.device))
     for backbone, name in sorted({(s.backbone, s.weights) for s in specs}):
         have = weights_id(place.weights, backbone)
         if have != name: raise DraError(f"the runs start from weights {name!r}, but {have!r} were given; pass the file that belongs to them")
+        create_backbone(backbone, place.weights)  # the file can be read and fits
     methods = {}
     for s in specs:
         split, kind = _split(s, place), (s.method, s.backbone, repr(sorted(s.settings.items())))

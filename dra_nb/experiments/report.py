@@ -381,7 +381,7 @@ def comparison_figure(compared:pd.DataFrame,  # from `compare`
     plt.close(fig)
     return fig
 
-# %% ../../nbs/experiments/04_report.ipynb #bcc06f8f
+# %% ../../nbs/experiments/04_report.ipynb #3948dada
 def save_figure(fig,            # a matplotlib Figure
                 values,         # the plotted values, a DataFrame
                 folder,         # where the files go
@@ -390,7 +390,7 @@ def save_figure(fig,            # a matplotlib Figure
                )->dict:         # "png", "pdf", "csv", "txt" -> path
     "Write a figure, its values and its caption"
     from matplotlib import rc_context
-    paths = {kind: Path(folder)/f"{name}.{kind}" for kind in ("png", "pdf", "csv", "txt")}
+    paths = {kind: Path(folder)/f"{name}.{kind}" for kind in ("png", "pdf", "txt")} | {"csv": Path(folder)/f"{name}_figure.csv"}
     with rc_context({"pdf.fonttype": 42}):
         for kind, when in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
             with atomic(paths[kind]) as part: fig.savefig(part, format=kind, dpi=200, metadata=when)

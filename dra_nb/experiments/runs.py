@@ -51,7 +51,7 @@ def spec_from(values:dict,  # as in a record
     for name in schedule: choose("field of Schedule", name, [f.name for f in fields(Schedule)])
     return RunSpec(**{**values, "schedule": Schedule(**schedule)})
 
-# %% ../../nbs/experiments/01_runs.ipynb #ffbc073c
+# %% ../../nbs/experiments/01_runs.ipynb #ad0af392
 def _commit():
     "Commit of the source tree the package runs from, '+' if it was changed; None outside a git checkout"
     root = Path(dra_nb.__file__).resolve().parents[1]
@@ -74,9 +74,10 @@ def provenance(device:str,     # torch device of the run
                precision:str,  # "fp32" or "bf16"
               )->dict:         # JSON
     "Versions, commit, device and time of a run"
+    import torch
     from importlib.metadata import version
     return dict(version=dra_nb.__version__, commit=_commit(), python=platform.python_version(), platform=sys.platform,
-                **{p: version(p) for p in ("torch", "torchvision", "numpy", "pandas", "scikit-learn")},
+                torch=torch.__version__, **{p: version(p) for p in ("torchvision", "numpy", "pandas", "scikit-learn")},
                 device=device_name(device), precision=precision, finished=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 # %% ../../nbs/experiments/01_runs.ipynb #c45cd07f

@@ -43,7 +43,7 @@ def build_heads(names,           # which of HEADS
     return torch.nn.ModuleDict({h: kinds[h](channels, fraction, signed) if h in kinds else HolisticHead(channels, signed=signed)
                                 for h in HEADS if h in names})
 
-# %% ../../nbs/methods/01_dra.ipynb #3b5306e3
+# %% ../../nbs/methods/01_dra.ipynb #64468468
 class DRA(Method):
     "Multi-head network of disentangled abnormalities (eq. 1); fewer heads give the variants of Table 3, one head gives DevNet"
     def __init__(self,
@@ -57,6 +57,9 @@ class DRA(Method):
                  signed:bool=False,            # True: no absolute value in the heads
                  pseudo:float=0.5):            # share of normal slots that become pseudo anomalies
         super().__init__()
+        if not heads: raise DraError(f"heads is empty; pass some of {HEADS}")
+        if scales < 1: raise DraError(f"scales must be at least 1, not {scales}")
+        if not 0 < fraction <= 1: raise DraError(f"fraction is the share of the patches in the top K, above 0 and at most 1, not {fraction}")
         self.loss, self.scales = LOSSES[choose("loss", loss, LOSSES)], scales
         self.n_reference = n_reference if "residual" in heads else 0
         if "residual" in heads and n_reference < 1: raise DraError("n_reference must be at least 1: the residual head compares with normal references (eq. 6)")

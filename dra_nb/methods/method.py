@@ -104,18 +104,23 @@ def register(name:str,           # key
         return factory
     return put
 
-# %% ../../nbs/methods/00_method.ipynb #7e6b685b
+# %% ../../nbs/methods/00_method.ipynb #2e52a23e
 def load_methods()->dict:  # name -> Entry
     "The registry, with every method of the package imported"
     from dra_nb.methods import devnet, dra, flos  # noqa: F401
     return METHODS
 
+def _check_type(what, value, default):
+    "A setting has the type of its default; a list may stand for a tuple, a whole number for a float"
+    kinds = {float: (float, int), tuple: (tuple, list)}.get(type(default), (type(default),))
+    if type(value) not in kinds: raise DraError(f"{what} must be a {type(default).__name__} like {default!r}, not {value!r}")
+
 def _entry(name, settings):
     "Registry entry of a method, after its settings were checked by name"
     import inspect
     entry = load_methods()[choose("method", name, METHODS)]
-    known = [p for p in inspect.signature(entry.factory).parameters if p != "backbone"]
-    for key in settings: choose(f"setting of {name}", key, known)
+    defaults = {k: p.default for k, p in inspect.signature(entry.factory).parameters.items() if k != "backbone"}
+    for key, value in settings.items(): _check_type(f"setting {key!r} of {name}", value, defaults[choose(f"setting of {name}", key, defaults)])
     return entry
 
 def method_schedule(name:str,       # registered method

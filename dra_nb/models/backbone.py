@@ -68,7 +68,7 @@ def find_weights(weights:str,                # "imagenet" or a file path
                        "first of these folders, or pass --weights PATH to another .pth/.safetensors file, or --weights none (random)") from e
     return places[0]
 
-# %% ../../nbs/models/00_backbone.ipynb #adbdfc2e
+# %% ../../nbs/models/00_backbone.ipynb #71e8795e
 def read_weights(path,     # .pth, .pt or .safetensors file
                 )->dict:   # parameter name -> tensor
     "The tensors of a weights file, on the CPU; code in a file is never run"
@@ -80,7 +80,7 @@ def read_weights(path,     # .pth, .pt or .safetensors file
         state = torch.load(path, map_location="cpu", weights_only=True)
         return state.get("state_dict", state)
     except Exception as e:
-        raise DraError(f"weights file {path.name} cannot be read as {path.suffix or 'a weights file'} ({type(e).__name__}: {str(e).splitlines()[0]}); "
+        raise DraError(f"weights file {path.name} cannot be read as {path.suffix or 'a weights file'} ({type(e).__name__}); "
                        "pass a state dict saved as .safetensors or by torch.save") from e
 
 # %% ../../nbs/models/00_backbone.ipynb #60a64562
