@@ -61,7 +61,6 @@ WEAVE = ("run", "textures", "--category", "weave")
     (("reproduce", "table1", "--device", "cuda:99"), ["'cuda:99'", "cpu, cuda or auto"]),
     (("reproduce", "table1", "--shots", "500"), ["500 given anomalies", "has 100 anomalies", "shots=99"]),
     (("reproduce", "table1", "--precision", "fp8"), ["precision 'fp8'", "fp32"]),
-    (("reproduce", "table1", "all"), ["all"]),
     (("reproduce", "table2", "--seed", "-1"), ["seed is -1"]),
     (("run", "texture"), ["dataset 'texture'", "mean 'textures'"]),
     (("run", "textures"), ["4 categories", "metal, tiles, weave, wood"]),
