@@ -31,19 +31,21 @@ def pyramid(images:torch.Tensor,  # (B, 3, H, W)
     "The image at full, half, quarter ... size"
     return [images if k == 0 else F.interpolate(images, scale_factor=0.5**k, mode="nearest") for k in range(scales)]
 
-# %% ../../nbs/methods/01_dra.ipynb #2f0927ec
+# %% ../../nbs/methods/01_dra.ipynb #d11be02d
 def build_heads(names,           # which of HEADS
                 channels:int,    # c', depth of the feature map
                 fraction:float,  # K of top-K MIL as a share of the patches
                 signed:bool,     # True: no absolute value
                )->torch.nn.ModuleDict:
     "The heads of eq. 1 by name, in the order of HEADS"
+    if not names: raise DraError(f"heads is empty; pass some of {HEADS}")
+    if not 0 < fraction <= 1: raise DraError(f"fraction is the share of the patches in the top K, above 0 and at most 1, not {fraction}")
     for name in names: choose("head", name, HEADS)
     kinds = {"seen": PlainHead, "pseudo": PlainHead, "residual": ResidualHead}
     return torch.nn.ModuleDict({h: kinds[h](channels, fraction, signed) if h in kinds else HolisticHead(channels, signed=signed)
                                 for h in HEADS if h in names})
 
-# %% ../../nbs/methods/01_dra.ipynb #64468468
+# %% ../../nbs/methods/01_dra.ipynb #9b04fb70
 class DRA(Method):
     "Multi-head network of disentangled abnormalities (eq. 1); fewer heads give the variants of Table 3, one head gives DevNet"
     def __init__(self,
@@ -57,9 +59,7 @@ class DRA(Method):
                  signed:bool=False,            # True: no absolute value in the heads
                  pseudo:float=0.5):            # share of normal slots that become pseudo anomalies
         super().__init__()
-        if not heads: raise DraError(f"heads is empty; pass some of {HEADS}")
         if scales < 1: raise DraError(f"scales must be at least 1, not {scales}")
-        if not 0 < fraction <= 1: raise DraError(f"fraction is the share of the patches in the top K, above 0 and at most 1, not {fraction}")
         self.loss, self.scales = LOSSES[choose("loss", loss, LOSSES)], scales
         self.n_reference = n_reference if "residual" in heads else 0
         if "residual" in heads and n_reference < 1: raise DraError("n_reference must be at least 1: the residual head compares with normal references (eq. 6)")
