@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from dra_nb.core import DraError, atomic
-from dra_nb.data.catalog import DATASETS, load_catalog
+from dra_nb.data.catalog import load_catalog, load_datasets
 from dra_nb.data.images import ImageStore, open_store, resident
 from dra_nb.data.protocols import make_split
 from dra_nb.data.samplers import BalancedSampler
@@ -334,7 +334,7 @@ def measure(args, setup:Setup, folder:str)->dict:
     "Both measurements at every size"
     kind = args.store if args.store != "auto" else "resident" if setup.device.type == "cuda" else "mapped"
     s, name, training, stores = setup.schedule, setup.catalog.attrs["dataset"], [], []
-    settings = dict(dataset=DATASETS[name].title if name in DATASETS else name, weights=weights_id(None if args.weights == "none" else args.weights),
+    settings = dict(dataset=load_datasets()[name].title if name in load_datasets() else name, weights=weights_id(None if args.weights == "none" else args.weights),
                     batch=s.batch, anomalies=s.anomalies, references=setup.method.n_reference, steps=s.steps, repeats=args.repeats, store=kind)
     for size in args.sizes:
         say(f"{size} px: building the store")

@@ -40,11 +40,11 @@ def test_methods(call):
     for entry in load_methods().values(): assert entry.name in out and entry.title in out and entry.paper in out
 
 def test_datasets(call, tmp_path):
-    from dra_nb.data.catalog import DATASETS
+    from dra_nb.data.catalog import load_datasets
     status, out, _ = call("datasets")
     assert status == 0 and "not usable" not in out
     assert "present: 480 train, 560 test images, 4 category(ies)" in out  # the embedded textures
-    for d in DATASETS.values(): assert d.title in out and (not d.folder or d.where in out)
+    for d in load_datasets().values(): assert d.title in out and (not d.folder or d.where in out)
     mvtec_folder(tmp_path/"data"/"MVTec"/"carpet", n_train=3, n_test=2, classes={"hole": 2})
     status, out, _ = call("datasets", "--data", tmp_path/"data")
     assert status == 0

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['EXTENSIONS', 'COLUMNS', 'DATASETS', 'MVTEC_LAYOUT', 'is_image', 'list_folders', 'list_images', 'find_folder',
-           'make_catalog', 'check_catalog', 'split_normals', 'Dataset', 'register', 'read_mvtec', 'read_elpv',
-           'read_brainmri', 'read_textures', 'load_catalog', 'summary', 'relative_paths', 'fingerprint']
+           'make_catalog', 'check_catalog', 'split_normals', 'Archive', 'Dataset', 'register', 'load_datasets',
+           'read_mvtec', 'read_textures', 'load_catalog', 'summary', 'relative_paths', 'fingerprint']
 
-# %% ../../nbs/data/00_catalog.ipynb #c2090039
+# %% ../../nbs/data/00_catalog.ipynb #f81d91c9
 import hashlib, math, os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import numpy as np, pandas as pd
 from ..core import DraError, choose
 
@@ -105,7 +105,17 @@ def split_normals(n:int,        # number of normals, in sorted order
     split[np.random.RandomState(seed).permutation(n)[:math.ceil(0.25*n)]] = "test"
     return split.tolist()
 
-# %% ../../nbs/data/00_catalog.ipynb #6a87d0ec
+# %% ../../nbs/data/00_catalog.ipynb #e617521d
+@dataclass(frozen=True)
+class Archive:
+    "A file that a dataset's authors publish"
+    url:str          # where it is
+    digest:str = ""  # "sha256:...", "md5:..." as published; "" if none is known
+    size:int = 0     # bytes; 0 if not known
+    into:str = ""    # sub-folder of the dataset's folder to unpack into
+    strip:int = 0    # leading folders of the names in it to leave out
+
+# %% ../../nbs/data/00_catalog.ipynb #2f38e2dd
 @dataclass(frozen=True)
 class Dataset:
     "A dataset and how to read it"
@@ -118,8 +128,11 @@ class Dataset:
     licence:str      # licence of the images
     classes:tuple    # anomaly classes; () where they depend on the category
     reader:Callable  # folder -> catalog
+    expected:dict = field(default_factory=dict, hash=False)  # appendix table 5: category -> {"train": normals, "test": normals, class: anomalies}; "*": all anomalies together
+    deviations:str = ""  # why a complete copy differs from table 5; "" where it does not
+    files:tuple = ()     # `Archive`s that may be fetched without an account; () where only `where` helps
 
-# %% ../../nbs/data/00_catalog.ipynb #9560777f
+# %% ../../nbs/data/00_catalog.ipynb #8dee5546
 DATASETS = {}
 
 def register(name:str,  # key of the dataset
@@ -130,6 +143,11 @@ def register(name:str,  # key of the dataset
         DATASETS[name] = Dataset(name=name, reader=reader, **facts)
         return reader
     return enter
+
+def load_datasets()->dict:  # name -> Dataset
+    "The registry, with the readers of every dataset of the package"
+    from dra_nb.data import industrial, medical  # noqa: F401
+    return DATASETS
 
 # %% ../../nbs/data/00_catalog.ipynb #80d45a06
 MVTEC_LAYOUT = """[<category>/]train/good/*.png
@@ -182,61 +200,6 @@ def read_mvtec(root,             # folder with train/ and test/, or with one suc
     if not categories: raise DraError(f"{root} is not in MVTec layout. Expected:\n{MVTEC_LAYOUT}")
     return make_catalog((r for o in categories for r in _category_rows(root, o)), root, os.path.basename(os.path.abspath(root)))
 
-# %% ../../nbs/data/00_catalog.ipynb #f537a5a9
-def _elpv_line(line:str, where:str)->tuple:
-    "(path, number of thirds 0 to 3, module type) of one line of labels.csv"
-    try:
-        path, probability, kind = line.split()
-        thirds = round(3*float(probability))
-        if kind not in ("mono", "poly") or abs(thirds/3 - float(probability)) > 0.01 or not 0 <= thirds <= 3: raise ValueError
-    except (ValueError, OverflowError):
-        raise DraError(f"{where} is malformed: {line.strip()[:80]!r}. Expected: path, probability (0, 1/3, 2/3 or 1) and "
-                       "mono or poly, separated by blanks") from None
-    return path, thirds, kind
-
-# %% ../../nbs/data/00_catalog.ipynb #dd47b900
-def _elpv_lines(root:str)->list:
-    "The parsed lines of labels.csv; every image that it names exists and is named once"
-    file = os.path.join(root, "labels.csv")
-    try:
-        with open(file, encoding="utf-8-sig") as f: lines = f.read().splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise DraError(f"{file} cannot be read ({getattr(e, 'strerror', None) or 'not text'}); it belongs beside the folder images/") from e
-    rows = [_elpv_line(o, f"{file}, line {i}") for i, o in enumerate(lines, 1) if o.strip()]
-    paths = [o[0] for o in rows]
-    missing = [o for o in paths if not os.path.isfile(os.path.join(root, o))]
-    if missing: raise DraError(f"{file} names {len(missing)} images that do not exist below {root}: {', '.join(missing[:5])}; download the dataset again")
-    if len(set(paths)) < len(paths):
-        raise DraError(f"{file} names {next(o for o in paths if paths.count(o) > 1)} more than once; remove one of the lines")
-    return rows
-
-# %% ../../nbs/data/00_catalog.ipynb #6ef05d05
-@register("elpv", title="ELPV", domain="solar cells", folder="elpv", layout="labels.csv\nimages/cell0001.png ... cell2624.png",
-          where="git clone https://github.com/zae-bayern/elpv-dataset elpv", licence="CC BY-NC-SA 4.0", classes=("mono", "poly"))
-def read_elpv(root,             # folder with labels.csv and images/, or a clone of the authors' repository
-             )->pd.DataFrame:   # catalog of the cells with probability 0 or 1
-    "Read ELPV"
-    inner = os.path.join(root, "src", "elpv_dataset", "data")
-    if not os.path.exists(os.path.join(root, "labels.csv")) and os.path.isdir(inner): root = inner
-    rows = sorted(_elpv_lines(os.fspath(root)))
-    normal = [path for path, thirds, _ in rows if thirds == 0]
-    split = dict(zip(normal, split_normals(len(normal))))
-    return make_catalog(((path, None, "", split.get(path, "test"), thirds//3, kind if thirds else "", None)
-                         for path, thirds, kind in rows if thirds in (0, 3)), root, "elpv")
-
-# %% ../../nbs/data/00_catalog.ipynb #ab97484e
-@register("brainmri", title="BrainMRI", domain="magnetic resonance images of the head", folder="brainmri",
-          layout="no/  (98 normal images)\nyes/ (155 images with a tumor)",
-          where="download https://www.kaggle.com/datasets/navoneel/brain-mri-images-for-brain-tumor-detection and unpack it",
-          licence="not stated by its authors", classes=("tumor",))
-def read_brainmri(root,             # folder with no/ and yes/
-                 )->pd.DataFrame:   # catalog
-    "Read BrainMRI"
-    folders = [os.path.basename(find_folder(root, o) or o) for o in ("no", "yes")]
-    no, yes = (list_images(os.path.join(root, o)) for o in folders)
-    normal = [(f"{folders[0]}/{o}", None, "", s, 0, "", None) for o, s in zip(no, split_normals(len(no)))]
-    return make_catalog(normal + [(f"{folders[1]}/{o}", None, "", "test", 1, "tumor", None) for o in yes], root, "brainmri")
-
 # %% ../../nbs/data/00_catalog.ipynb #7460298d
 @register("textures", title="Textures", domain="drawn textures with drawn defects", folder="", layout="",
           where="part of the package", licence="Apache-2.0", classes=())
@@ -257,17 +220,18 @@ def _dataset_folder(dataset:Dataset, data)->str:
     if folder is None: raise DraError(f"{dataset.title}: there is no folder {dataset.folder!r} (in any letter case) in {data}. {help}")
     return folder
 
-# %% ../../nbs/data/00_catalog.ipynb #677160d3
+# %% ../../nbs/data/00_catalog.ipynb #78aae6b3
 def load_catalog(name:str,     # a name in `DATASETS`, or a folder below `data` in MVTec layout
                  data=None,    # folder that holds one folder per dataset; not needed for the embedded textures
                 )->pd.DataFrame:  # catalog with `attrs` {"dataset": name, "root": folder}
     "The catalog of a dataset"
     data = None if data is None else os.path.expanduser(data)
-    if name in DATASETS: catalog = DATASETS[name].reader(_dataset_folder(DATASETS[name], data))
+    known = load_datasets()
+    if name in known: catalog = known[name].reader(_dataset_folder(known[name], data))
     else:
-        taken = {o.folder.lower() for o in DATASETS.values()}
+        taken = {o.folder.lower() for o in known.values()}
         own = [o for o in (list_folders(data) if data is not None else []) if o.lower() not in taken]
-        choose("dataset", name, [*DATASETS, *own])
+        choose("dataset", name, [*known, *own])
         catalog = read_mvtec(os.path.join(data, name))
     catalog.attrs["dataset"] = name
     return catalog

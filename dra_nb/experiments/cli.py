@@ -131,12 +131,12 @@ def _setting(text):
     try: return name, ast.literal_eval(value)
     except (ValueError, SyntaxError): return name, value
 
-# %% ../../nbs/experiments/05_cli.ipynb #addc83c0
+# %% ../../nbs/experiments/05_cli.ipynb #ca0b79ae
 @app.command()
 def datasets(data:Optional[Path] = Data):
     "List the datasets, and which of them are in the data folder."
-    from dra_nb.data.catalog import DATASETS, load_catalog, summary
-    for d in DATASETS.values():
+    from dra_nb.data.catalog import load_catalog, load_datasets, summary
+    for d in load_datasets().values():
         typer.echo(f"{d.name:10s} {d.title} ({d.domain}; {d.licence})")
         try: catalog = load_catalog(d.name, data and str(data)) if data or not d.folder else None
         except DraError as e: typer.echo(f"           not usable: {str(e).splitlines()[0]}"); continue

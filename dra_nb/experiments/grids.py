@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PROFILES', 'ARTEFACTS', 'Profile', 'Artefact', 'rows', 'Study', 'plan']
 
-# %% ../../nbs/experiments/02_grids.ipynb #e9947b2e
+# %% ../../nbs/experiments/02_grids.ipynb #6bd8c374
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from ..core import DraError, choose
-from ..data.catalog import DATASETS, load_catalog
+from ..data.catalog import load_catalog, load_datasets
 from .published import published
 from .runs import Runs, RunSpec
 
@@ -72,7 +72,7 @@ def rows(artefact:Artefact,  # which table
     pairs = catalog[catalog.label == 1].groupby("category").defect.unique()
     return [(c, k) for c, classes in pairs.items() if len(classes) > 1 for k in sorted(classes)]
 
-# %% ../../nbs/experiments/02_grids.ipynb #ef97eb17
+# %% ../../nbs/experiments/02_grids.ipynb #f8ea5ffe
 @dataclass
 class Study:
     "An artefact at a profile, ready to run"
@@ -106,14 +106,14 @@ class Study:
         "Sentences for the caption: size and weights of the runs, comparability, gaps"
         s = (self.specs + self.absent)[0]
         ours = {x.dataset for x in self.specs + self.absent}
-        medical = sorted({DATASETS[x.dataset].title for x in self.specs if x.method == "dra" and x.dataset in ("brainmri", "headct", "hyperkvasir")})
+        medical = sorted({load_datasets()[x.dataset].title for x in self.specs if x.method == "dra" and x.dataset in ("brainmri", "headct", "hyperkvasir")})
         same = s.image_size == 448 and s.schedule.epochs*s.schedule.steps >= 600 and s.weights.startswith("resnet18-f37072fd")
         return [f"Profile {self.profile}: {s.image_size} px, {s.schedule.epochs} x {s.schedule.steps} steps of {s.schedule.batch} images, "
                 f"{len({x.seed for x in self.specs})} seed(s), {s.backbone} from " + ("random weights" if s.weights == "none" else f"weights {s.weights}"),
                 *([] if same or not ours & set(published(self.artefact.name).dataset) else ["Not comparable with the published values cell by cell: those were made at 448 px from ImageNet weights with 30 x 20 steps of 48 images"]),
                 *([f"DRA's published value on {', '.join(medical)} uses pseudo anomalies from LAG, ours CutMix"] if medical else []), *self.gaps]
 
-# %% ../../nbs/experiments/02_grids.ipynb #95eeee47
+# %% ../../nbs/experiments/02_grids.ipynb #03d08138
 def _spec(artefact, profile, weights, dataset, row, shots, seed, method):
     "One cell and seed of a table as a RunSpec"
     from dra_nb.methods.method import method_schedule
@@ -124,7 +124,7 @@ def _present(dataset, data, asked):
     try: load_catalog(dataset, data)
     except DraError as e:
         if asked: raise
-        return f"{DATASETS[dataset].title if dataset in DATASETS else dataset} is missing: {str(e).splitlines()[0]}"
+        return f"{load_datasets()[dataset].title if dataset in load_datasets() else dataset} is missing: {str(e).splitlines()[0]}"
 
 # %% ../../nbs/experiments/02_grids.ipynb #8f9bce58
 def plan(artefact:str,           # a key of ARTEFACTS
