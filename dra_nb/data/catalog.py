@@ -17,12 +17,13 @@ from ..core import DraError, choose
 # %% ../../nbs/data/00_catalog.ipynb #e0c9248b
 EXTENSIONS = frozenset("png jpg jpeg bmp tif tiff webp".split())
 
-# %% ../../nbs/data/00_catalog.ipynb #e006e24f
-def is_image(name:str,  # a file name
-            )->bool:    # True for a visible file with one of `EXTENSIONS`
+# %% ../../nbs/data/00_catalog.ipynb #b6e7736d
+def is_image(name:str,            # a file name
+             endings=EXTENSIONS,  # lower-case endings that count
+            )->bool:              # True for a visible file with one of `endings`
     "Whether a file name is that of an image"
     stem, _, ending = name.rpartition(".")
-    return bool(stem) and stem[0] != "." and ending.lower() in EXTENSIONS
+    return bool(stem) and stem[0] != "." and ending.lower() in endings
 
 # %% ../../nbs/data/00_catalog.ipynb #c026515f
 def list_folders(folder,     # a folder
@@ -33,18 +34,19 @@ def list_folders(folder,     # a folder
     except (FileNotFoundError, NotADirectoryError): return []
     except OSError as e: raise DraError(f"the folder {folder} cannot be listed ({e.strerror}); check its permissions") from e
 
-# %% ../../nbs/data/00_catalog.ipynb #d915f649
+# %% ../../nbs/data/00_catalog.ipynb #5081f6ce
 def list_images(folder,              # a folder
                 required:bool=True,  # False: a missing or empty folder gives []
+                endings=EXTENSIONS,  # lower-case endings that count, e.g. ("npy",)
                )->list:              # sorted file names (str), without the folder
     "Names of the images that lie directly in a folder"
     try:
-        with os.scandir(folder) as it: names = sorted(e.name for e in it if is_image(e.name) and e.is_file())
+        with os.scandir(folder) as it: names = sorted(e.name for e in it if is_image(e.name, endings) and e.is_file())
     except (FileNotFoundError, NotADirectoryError): names = []
     except OSError as e: raise DraError(f"the folder {folder} cannot be listed ({e.strerror}); check its permissions") from e
     if required and not names:
         what = "holds no image" if os.path.isdir(folder) else "does not exist"
-        raise DraError(f"the folder {folder} {what}; expected files ending in {', '.join(sorted(EXTENSIONS))}")
+        raise DraError(f"the folder {folder} {what}; expected files ending in {', '.join(sorted(endings))}")
     return names
 
 # %% ../../nbs/data/00_catalog.ipynb #55c3f02b
@@ -60,37 +62,59 @@ def find_folder(parent,    # where to look
 # %% ../../nbs/data/00_catalog.ipynb #271a877a
 COLUMNS = ("path", "box", "category", "split", "label", "defect", "mask")
 
-# %% ../../nbs/data/00_catalog.ipynb #832f8e99
-def make_catalog(rows:Iterable,    # tuples in the order of `COLUMNS`, paths relative to `root` with forward slashes
+# %% ../../nbs/data/00_catalog.ipynb #e1cbba05
+def _objects(values)->pd.Series:
+    "A column that keeps tuples and None as they are"
+    column = np.empty(len(values), dtype=object)  # of None
+    for i, o in enumerate(values):
+        if o is not None: column[i] = o
+    return pd.Series(column, dtype=object)
+
+# %% ../../nbs/data/00_catalog.ipynb #29ed8caa
+def _order(path:list, box:list, split:list, category:list)->np.ndarray:
+    "Row numbers by (category, split, path, box): sorted by path and box first, then in stable passes by the others"
+    whole = not any(o is not None for o in box)
+    order = np.array(sorted(range(len(path)), key=path.__getitem__ if whole else lambda i: (path[i], box[i] or ())), dtype=np.int64)
+    for column in (split, category):
+        codes, _ = pd.factorize(np.array(column, dtype=object), sort=True)
+        order = order[np.argsort(codes[order], kind="stable")]
+    return order
+
+# %% ../../nbs/data/00_catalog.ipynb #21d222fb
+def _check_utf8(names:list):
+    "Refuse a file name that is not UTF-8 text (Python reads such bytes as surrogates)"
+    for name in names:
+        try: name.encode()
+        except UnicodeEncodeError: raise DraError(f"the file name {name.encode('utf-8', 'replace').decode()!r} is not UTF-8 text; rename the file") from None
+
+# %% ../../nbs/data/00_catalog.ipynb #4974872b
+def make_catalog(rows:Iterable,    # tuples in the order of `COLUMNS`, or a DataFrame with these; paths relative to `root` with forward slashes
                  root,             # folder of the dataset
                  name:str="",      # name of the dataset
+                 left_out=None,    # {why: names or globs of images below `root` that are no samples by rule}
                 )->pd.DataFrame:   # rows sorted by (category, split, path, box)
     "The catalog of a dataset from the rows that a reader yields"
     root = os.path.abspath(os.path.expanduser(root)).replace(os.sep, "/")
-    rows = sorted(rows, key=lambda r: (r[2], r[3], r[0], r[1] or ()))
-    path, box, category, split, label, defect, mask = zip(*rows) if rows else [()]*7
+    columns = [rows[o].tolist() for o in COLUMNS] if isinstance(rows, pd.DataFrame) else [list(o) for o in zip(*rows)] or [[]]*7
+    path, box, category, split, label, defect, mask = columns
+    _check_utf8(path)
+    def below(o): return o and (f"{root}/{o}" if isinstance(o, str) else tuple(f"{root}/{p}" for p in o))  # a mask, none, or several
     catalog = pd.DataFrame({
-        "path": [f"{root}/{o}" for o in path], "box": _objects(box), "category": list(category), "split": list(split),
-        "label": np.array(label, dtype=np.int64), "defect": list(defect),
-        "mask": _objects([o and f"{root}/{o}" for o in mask])})
-    catalog.attrs = {"dataset": name, "root": root}
+        "path": [f"{root}/{o}" for o in path], "box": _objects(box), "category": category, "split": split,
+        "label": np.array(label, dtype=np.int64), "defect": defect,
+        "mask": _objects([below(o) for o in mask])}).iloc[_order(path, box, split, category)].reset_index(drop=True)
+    catalog.attrs = {"dataset": name, "root": root} | ({"left_out": {k: list(v) for k, v in left_out.items()}} if left_out else {})
     return check_catalog(catalog)
 
-def _objects(values)->pd.Series:
-    "A column that keeps tuples and None as they are"
-    column = np.empty(len(values), dtype=object)
-    for i, o in enumerate(values): column[i] = o
-    return pd.Series(column, dtype=object)
-
-# %% ../../nbs/data/00_catalog.ipynb #2c96db8b
+# %% ../../nbs/data/00_catalog.ipynb #dc70441e
 def check_catalog(catalog:pd.DataFrame,  # a catalog
                  )->pd.DataFrame:        # the same
     "Refuse a catalog with a category that has no normals to train on or no anomalies"
     root = catalog.attrs.get("root", "")
     if not len(catalog): raise DraError(f"{root} holds no samples")
-    normal = set(catalog.loc[(catalog.label == 0) & (catalog.split == "train"), "category"])
-    anomaly = set(catalog.loc[catalog.label == 1, "category"])
-    for category in dict.fromkeys(catalog.category):
+    normal = set(catalog.category[(catalog.label == 0) & (catalog.split == "train")].unique())
+    anomaly = set(catalog.category[catalog.label == 1].unique())
+    for category in catalog.category.unique():
         where = f"{root}/{category}".rstrip("/")
         if category not in normal: raise DraError(f"{where} has no normal images to train on (split 'train', label 0)")
         if category not in anomaly: raise DraError(f"{where} has no anomalies: at least one is needed to train on and others to test with")
@@ -115,7 +139,7 @@ class Archive:
     into:str = ""    # sub-folder of the dataset's folder to unpack into
     strip:int = 0    # leading folders of the names in it to leave out
 
-# %% ../../nbs/data/00_catalog.ipynb #2f38e2dd
+# %% ../../nbs/data/00_catalog.ipynb #ff7fd732
 @dataclass(frozen=True)
 class Dataset:
     "A dataset and how to read it"
@@ -130,6 +154,8 @@ class Dataset:
     reader:Callable  # folder -> catalog
     expected:dict = field(default_factory=dict, hash=False)  # appendix table 5: category -> {"train": normals, "test": normals, class: anomalies}; "*": all anomalies together
     deviations:str = ""  # why a complete copy differs from table 5; "" where it does not
+    complete:dict = field(default_factory=dict, hash=False)  # as `expected`: only the counts of a complete copy that differ from it; None if not known
+    extras:tuple = ()    # names or globs of files below the folder that are no samples: "labels.csv", "*_label.bmp"; a star spans folders
     files:tuple = ()     # `Archive`s that may be fetched without an account; () where only `where` helps
 
 # %% ../../nbs/data/00_catalog.ipynb #8dee5546
@@ -186,10 +212,20 @@ def _category_rows(root:str, category:str):
         if loose: raise DraError(f"{loose[0]!r} lies directly in {folder}; put normal images in {split}/good and anomalies in test/<anomaly class>")
         for defect in list_folders(folder): yield from _class_rows(root, category, split, defect)
 
-# %% ../../nbs/data/00_catalog.ipynb #99e816d6
+# %% ../../nbs/data/00_catalog.ipynb #ed5a974a
+_MVTEC_COUNTS = {category: {"train": train, "test": test, "*": anomalies} for category, train, test, anomalies in [
+    ("carpet", 280, 28, 89), ("grid", 264, 21, 57), ("leather", 245, 32, 92),
+    ("tile", 230, 33, 84), ("wood", 247, 19, 60), ("bottle", 209, 20, 63),
+    ("capsule", 219, 23, 109), ("pill", 267, 26, 141), ("transistor", 213, 60, 40),
+    ("zipper", 240, 32, 119), ("cable", 224, 58, 92), ("hazelnut", 391, 40, 70),
+    ("metal_nut", 220, 22, 93), ("screw", 320, 41, 119), ("toothbrush", 60, 12, 30)]}
+
+# %% ../../nbs/data/00_catalog.ipynb #10bd2cde
 @register("mvtec", title="MVTec AD", domain="industrial textures and objects", folder="mvtec", layout=MVTEC_LAYOUT,
           where="download mvtec_anomaly_detection.tar.xz from https://www.mvtec.com/company/research/datasets/mvtec-ad and unpack it",
-          licence="CC BY-NC-SA 4.0", classes=())
+          licence="CC BY-NC-SA 4.0", classes=(), extras=("*license.txt", "*readme.txt"), expected=_MVTEC_COUNTS, files=(Archive(
+              "https://www.mydrive.ch/shares/150996/b52ecdcbf521176e9db9c731f2304b27/download/420938113-1629960298/mvtec_anomaly_detection.tar.xz",
+              "sha256:cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d", 5264982680),))
 def read_mvtec(root,             # folder with train/ and test/, or with one such folder per category
               )->pd.DataFrame:   # catalog; category '' if train/ and test/ lie in `root` itself
     "Read the layout of MVTec AD"
@@ -209,19 +245,38 @@ def read_textures(root=None,        # ignored: the textures are drawn into the c
     from dra_nb.data.textures import render_textures
     return read_mvtec(render_textures())
 
-# %% ../../nbs/data/00_catalog.ipynb #b39ad4e3
+# %% ../../nbs/data/00_catalog.ipynb #03ae5f5c
+def _check_data(data, title:str, help:str=""):
+    "Refuse a data folder that is none"
+    if os.path.isdir(data): return
+    what = "is a file, not a folder; pass the folder that holds it" if os.path.exists(data) else "does not exist"
+    raise DraError(f"{title}: the data folder {data} {what}. {help}".strip())
+
+# %% ../../nbs/data/00_catalog.ipynb #fe019089
 def _dataset_folder(dataset:Dataset, data)->str:
     "The folder of a registered dataset below `data`"
     if not dataset.folder: return ""
     help = f"Get it: {dataset.where}. Expected in {dataset.folder}/:\n{dataset.layout}"
     if data is None: raise DraError(f"{dataset.title} needs the folder that holds it, and none was given. {help}")
-    if not os.path.isdir(data): raise DraError(f"{dataset.title}: the data folder {data} does not exist. {help}")
+    _check_data(data, dataset.title, help)
     folder = find_folder(data, dataset.folder)
     if folder is None: raise DraError(f"{dataset.title}: there is no folder {dataset.folder!r} (in any letter case) in {data}. {help}")
     return folder
 
-# %% ../../nbs/data/00_catalog.ipynb #78aae6b3
-def load_catalog(name:str,     # a name in `DATASETS`, or a folder below `data` in MVTec layout
+# %% ../../nbs/data/00_catalog.ipynb #d8e89f10
+def _own_place(name:str, data, known:dict)->str:
+    "The csv file or folder below `data` behind a name that is not registered"
+    if data is None: return choose("dataset", name, known)
+    _check_data(data, f"dataset {name!r}")
+    taken = {o.folder.lower() for o in known.values()}
+    found = {o: o for o in list_folders(data) if o.lower() not in taken}
+    with os.scandir(data) as it: tables = sorted(e.name for e in it if e.name[0] != "." and e.name.lower().endswith(".csv") and e.is_file())
+    found |= {o[:-4]: o for o in tables if o[:-4] not in known}
+    if name not in tables: choose("dataset", name, [*known, *found])
+    return os.path.join(data, found.get(name, name))
+
+# %% ../../nbs/data/00_catalog.ipynb #daecab7b
+def load_catalog(name:str,     # a name in `DATASETS`, or a folder or csv file below `data`, see `dra_nb.data.own`
                  data=None,    # folder that holds one folder per dataset; not needed for the embedded textures
                 )->pd.DataFrame:  # catalog with `attrs` {"dataset": name, "root": folder}
     "The catalog of a dataset"
@@ -229,10 +284,8 @@ def load_catalog(name:str,     # a name in `DATASETS`, or a folder below `data` 
     known = load_datasets()
     if name in known: catalog = known[name].reader(_dataset_folder(known[name], data))
     else:
-        taken = {o.folder.lower() for o in known.values()}
-        own = [o for o in (list_folders(data) if data is not None else []) if o.lower() not in taken]
-        choose("dataset", name, [*known, *own])
-        catalog = read_mvtec(os.path.join(data, name))
+        from dra_nb.data.own import read_own
+        catalog = read_own(_own_place(name, data, known))
     catalog.attrs["dataset"] = name
     return catalog
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Place', 'check', 'execute', 'run_missing']
 
-# %% ../../nbs/experiments/03_engine.ipynb #94578e8d
+# %% ../../nbs/experiments/03_engine.ipynb #e387a503
 import os, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -21,13 +21,14 @@ from ..core import DraError
 from ..data.catalog import fingerprint, load_catalog, relative_paths
 from ..data.images import open_store
 from ..data.protocols import make_split
+from ..data.pseudo import Outliers, outlier_rows
 from .runs import Runs, RunSpec, provenance
-from ..methods.method import create_method, save_method
+from ..methods.method import create_method, outlier_source, save_method
 from ..models.backbone import create_backbone, weights_id
 from ..training.loop import check_training, fit, pick_device, pick_precision, score_rows
 from ..training.metrics import evaluate
 
-# %% ../../nbs/experiments/03_engine.ipynb #7c8de7f3
+# %% ../../nbs/experiments/03_engine.ipynb #30a6eb87
 @dataclass(frozen=True)
 class Place:
     "Where runs happen: folders and device, nothing that changes a result"
@@ -39,14 +40,19 @@ class Place:
 @lru_cache(maxsize=4)
 def _catalog(dataset, data): return load_catalog(dataset, data)
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def _store(dataset, data, size): return open_store(_catalog(dataset, data), size)
 
 def _split(spec, place):
     "The Split of a spec"
     return make_split(_catalog(spec.dataset, place.data), spec.protocol, spec.known_class, spec.shots, spec.seed, category=spec.category)
 
-# %% ../../nbs/experiments/03_engine.ipynb #d2e0d789
+def _outliers(spec, method, place):
+    "The external images that a method draws from, or None"
+    name = outlier_source(method)
+    if name: return Outliers(_store(name, place.data, spec.image_size), outlier_rows(_catalog(name, place.data), spec.dataset, spec.category))
+
+# %% ../../nbs/experiments/03_engine.ipynb #8fae5d26
 def check(specs,          # list of RunSpec
           place:Place):   # where they shall run
     "Raise if any of the runs could not start; the image stores are built on the way"
@@ -60,9 +66,10 @@ def check(specs,          # list of RunSpec
         split, kind = _split(s, place), (s.method, s.backbone, repr(sorted(s.settings.items())))
         if kind not in methods: methods[kind] = create_method(s.method, backbone=s.backbone, **s.settings)
         check_training(methods[kind], split, s.schedule, s.image_size)
+        _outliers(s, methods[kind], place)
     for dataset, size in sorted({(s.dataset, s.image_size) for s in specs}): _store(dataset, place.data, size)
 
-# %% ../../nbs/experiments/03_engine.ipynb #6f8d725b
+# %% ../../nbs/experiments/03_engine.ipynb #e4e11183
 def execute(spec:RunSpec,   # what to run
             place:Place,    # where
             runs:Runs,      # where the record goes
@@ -73,14 +80,15 @@ def execute(spec:RunSpec,   # what to run
     start, catalog = time.perf_counter(), _catalog(spec.dataset, place.data)
     store, split = _store(spec.dataset, place.data, spec.image_size), _split(spec, place)
     method = create_method(spec.method, place.weights, spec.backbone, spec.seed, **spec.settings)
-    history = fit(method, store, split, spec.schedule, place.device, place.precision, spec.seed, progress=progress)
+    history = fit(method, store, split, spec.schedule, place.device, place.precision, spec.seed, _outliers(spec, method, place), progress)
     scores = score_rows(method, store, split.test, place.device, place.precision)
     test = catalog.iloc[split.test]
     metrics = evaluate(scores["score"], test.label, split.seen)
     table = pd.DataFrame(dict(path=np.array(relative_paths(catalog), object)[split.test], label=test.label.to_numpy(), defect=test.defect.to_numpy(), seen=split.seen)
                          | {k if k == "score" else f"score_{k}": v for k, v in scores.items()})
     timing = dict(seconds=time.perf_counter() - start, training=history.seconds, batches=history.seconds_batches, images=history.images)
-    origin = provenance(history.device, history.precision) | dict(dataset=fingerprint(catalog, times=False), weights=spec.weights)
+    sources = {name: fingerprint(_catalog(name, place.data), times=False) for name in filter(None, [outlier_source(method)])}
+    origin = provenance(history.device, history.precision) | dict(dataset=fingerprint(catalog, times=False), weights=spec.weights, outliers=sources)
     if save: save_method(method, save)
     runs.write(spec, metrics, timing, origin | dict(losses=history.losses), table)
     return metrics

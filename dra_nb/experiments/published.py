@@ -17,11 +17,12 @@ TITLES = {"mvtec": "MVTec AD", "aitex": "AITEX", "sdd": "SDD", "elpv": "ELPV", "
           "mastcam": "Mastcam", "brainmri": "BrainMRI", "headct": "HeadCT", "hyperkvasir": "Hyper-Kvasir",
           "textures": "Textures"}
 
-# %% ../../nbs/experiments/00_published.ipynb #310fdb3e
+# %% ../../nbs/experiments/00_published.ipynb #b6918281
 METHOD_TITLES = {"kdad": "KDAD", "devnet": "DevNet", "flos": "FLOS", "saoe": "SAOE", "mlep": "MLEP", "dra": "DRA",
                  "dra1a": "DRA1A", "dra2a": "DRA2A", "dra3ar": "DRA3Ar", "dra3an": "DRA3An",
                  "dra_cp_scar": "CP-Scar", "dra_cp_mix": "CP-Mix", "dra_cutmix": "CutMix", "dra_mvtec": "MVTec AD", "dra_lag": "LAG",
-                 "deep_sad": "DeepSAD", "minns": "MINNS"}
+                 "deep_sad": "DeepSAD", "minns": "MINNS",
+                 "multiclass": "Multi-class", "patchcore": "PatchCore", "ahl_devnet": "AHL (DevNet)", "ahl": "AHL (DRA)"}
 
 # %% ../../nbs/experiments/00_published.ipynb #86b9ed06
 def method_title(method:str,  # key, e.g. "devnet"
@@ -49,10 +50,11 @@ def dataset_of(title:str,  # row of a table, e.g. "Metal_nut" or "ELPV"
     if title == "MVTec AD": return "mvtec", "mean"
     return (_KEYS[title], "") if title in _KEYS else ("mvtec", title.lower())
 
-# %% ../../nbs/experiments/00_published.ipynb #b5ec93a6
+# %% ../../nbs/experiments/00_published.ipynb #963dfa76
 PUBLISHED = {"table1": ("table1_general", "Table 1"), "table2": ("table2_hard", "Table 2"),
              "table3": ("table3_ablation", "Table 3"), "table4": ("table4_pseudo_anomaly_source", "Table 4"),
-             "c1": ("c1_other_methods", "Appendix Tables 7-8"), "c3": ("c3_cross_domain", "Appendix Table 9")}
+             "c1": ("c1_other_methods", "Appendix Tables 7-8"), "c3": ("c3_cross_domain", "Appendix Table 9"),
+             "ahl": ("ahl_cvpr2024", "Zhu et al., CVPR 2024, Tables 1 and 4")}
 COLUMNS = ["table", "dataset", "category", "title", "known_class", "method", "shots", "auroc", "std", "source"]
 
 # %% ../../nbs/experiments/00_published.ipynb #94adcb8b
@@ -73,10 +75,10 @@ def _methods(table, rows):
     if table == "c3": return [f"dra_from_{s.lower()}" if s else _METHODS[m] for s, m in zip(rows.source, rows.method)]
     return rows.method.map(_METHODS)
 
-# %% ../../nbs/experiments/00_published.ipynb #66091ec7
-def published(table:str,       # "table1" to "table4", "c1" or "c3"
+# %% ../../nbs/experiments/00_published.ipynb #8a3fb566
+def published(table:str,       # a key of PUBLISHED
              )->pd.DataFrame:  # `COLUMNS`, one row per printed cell; auroc and std in [0, 1]
-    "The numbers that the paper printed in one table"
+    "The numbers that the paper printed in one table ('ahl': its successor's)"
     rows = printed(table)
     names = [dataset_of(title) for title in rows.dataset]
     known = rows.get("known_class", pd.Series("", index=rows.index))
