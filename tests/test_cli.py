@@ -10,7 +10,8 @@ from conftest import dra_nb, mvtec_folder, python, refused, succeeded
     ([], ["reproduce", "run", "datasets", "methods"]),
     (["reproduce"], "--profile --data --weights --out --dataset --method --shots --seed --workers --device --precision".split()),
     (["run"], "--method --category --known-class --shots --seed --profile --setting --data --weights --out --save --device --precision".split()),
-    (["datasets"], ["--data"]), (["methods"], [])])
+    (["datasets"], ["--data", "--check", "download", "show"]), (["datasets", "download"], ["--data"]), (["datasets", "show"], ["--data", "--out", "--category"]),
+    (["methods"], [])])
 def test_help(command, options):
     done = succeeded(dra_nb(*command, "--help", COLUMNS=200, TERM="dumb", NO_COLOR=1))
     assert "Usage: dra_nb" in done.stdout
@@ -49,7 +50,28 @@ def test_datasets(call, tmp_path):
     status, out, _ = call("datasets", "--data", tmp_path/"data")
     assert status == 0
     assert "present: 3 train, 4 test images, 1 category(ies), anomaly classes: hole" in out
-    assert "not usable: ELPV" in out and "not usable: BrainMRI" in out and "not usable: MVTec" not in out
+    assert f"absent: there is no folder elpv/ in {tmp_path/'data'}" in out and "no folder brainmri/" in out and "no folder mvtec/" not in out and "not usable" not in out
+    (tmp_path/"data"/"elpv").mkdir()
+    assert f"not usable: {tmp_path/'data'/'elpv'/'labels.csv'}" in call("datasets", "--data", tmp_path/"data")[1]
+    status, _, err = call("datasets", "--data", tmp_path/"nowhere")
+    assert status == 2 and f"{tmp_path/'nowhere'} does not exist" in err
+
+def test_datasets_check(call, tmp_path):
+    status, _, err = call("datasets", "--check", tmp_path)
+    assert status == 2 and "holds none of the datasets" in err and "elpv" in err
+    mvtec_folder(tmp_path/"mvtec"/"carpet", n_train=3, n_test=2, classes={"hole": 2})
+    (tmp_path/"elpv").mkdir()
+    status, out, _ = call("datasets", "--check", tmp_path)
+    assert status == 1 and "carpet" in out and "280" in out and "elpv: cannot be read" in out and "not in" in out and "brainmri" in out.splitlines()[-1]
+
+def test_datasets_show(call, tmp_path):
+    mvtec_folder(tmp_path/"data"/"plates", n_train=3, n_test=2, classes={"hole": 2})
+    for args, file in ((("datasets", "show", "plates", "--data", tmp_path/"data"), tmp_path/"outputs"/"contact_sheets"/"plates.png"),
+                       (("datasets", "--data", tmp_path/"data", "show", "plates", "--out", "a/b.png"), tmp_path/"a"/"b.png")):
+        status, out, _ = call(*args)
+        assert status == 0 and (tmp_path/out.strip()) == file and file.read_bytes().startswith(b"\x89PNG")
+    status, _, err = call("datasets", "show", "platse", "--data", tmp_path/"data")
+    assert status == 2 and "Did you mean 'plates'" in err
 
 WEAVE = ("run", "textures", "--category", "weave")
 @pytest.mark.parametrize("args, parts", [

@@ -422,6 +422,14 @@ def test_lying_zip(box):
     file.write_bytes(data)
     not_unpacked(box, file, "damaged")
 
+def test_zip_whose_list_lost_members(box):
+    "A damaged length in the list swallows the members after it; zipfile alone would not notice"
+    file = pack(box.files/"a.zip", FILES.items())
+    data = bytearray(file.read_bytes())
+    data[data.index(b"PK\1\2") + 33] = 1  # the comment of the first member is 256 bytes long
+    file.write_bytes(data)
+    not_unpacked(box, file, "damaged")
+
 def test_not_an_archive(box):
     for name, data in (("a.7z", b"7z\xbc\xaf\x27\x1c" + bytes(600)), ("a.html", b"<html>"*200), ("a.zip", b"")):
         (box.files/name).write_bytes(data)

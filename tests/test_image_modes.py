@@ -112,7 +112,8 @@ def test_orientation(tmp_path, turn, kind):
     source.save(tmp_path/"plain.png")
     exif = Image.Exif()
     exif[0x0112] = turn
-    source.save(tmp_path/kind, exif=exif, **{"lzw": {"compression": "tiff_lzw"}, "rgb": {"lossless": True} if "webp" in kind else {}}.get(kind.split(".")[0], {}))
+    how = {"lzw.tif": {"compression": "tiff_lzw"}, "rgb.webp": {"lossless": True}}
+    source.save(tmp_path/kind, exif=exif, **how.get(kind, {}))
     stored = decode(tmp_path/"plain.png", (0, 0, 8, 8), 8), decode(tmp_path/"plain.png", (4, 0, 12, 8), 8)
     upright = TURNS[turn](np.concatenate([stored[0], stored[1][:, :, 4:]], 2).transpose(1, 2, 0))
     left, top = (4, 0) if upright.shape[1] == 12 else (0, 4)
@@ -154,21 +155,21 @@ catalog = read_mvtec(sys.argv[1])
 Path("/proc/self/clear_refs").write_text("5")
 before = peak()
 store = open_store(catalog, 100, sys.argv[2], workers=2, progress=False)
-print(round(peak() - before), *[abs(o.numpy().astype(int) - np.load(sys.argv[3])).mean() < 1 for o in store])
+print(round(peak() - before), *[abs(o.numpy().astype(int) - np.load(sys.argv[3])).mean() for o in store])
 """
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs the peak memory that Linux keeps")
 def test_ten_thousand_pixels_a_side(tmp_path):
     "100 million pixels are read without a warning, one image at a time: two at once would need 200 MB"
     pattern = RNG.integers(0, 256, (100, 100), dtype=np.uint8)
-    np.save(tmp_path/"expected.npy", repeated(pattern).transpose(2, 0, 1))
     large = image(pattern).resize((10_000, 10_000), Image.Resampling.NEAREST)
+    np.save(tmp_path/"expected.npy", np.asarray(large.resize((100, 100), Image.Resampling.BILINEAR)))
     for name in ("train/good/a.png", "train/good/b.png", "test/dent/a.jpg"):
         (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
         large.save(tmp_path/name, compress_level=1)
     done = succeeded(python(LARGE, tmp_path, tmp_path/"cache", tmp_path/"expected.npy"))
-    growth, *right = done.stdout.split()
-    assert right == ["True"]*3 and int(growth) < 150, done.stdout
+    growth, jpeg, *png = map(float, done.stdout.split())  # the rest: mean difference in grey values
+    assert growth < 150 and png == [0, 0] and jpeg < 1, done.stdout  # the JPEG is shrunk in two steps
     assert "Warning" not in done.stderr
 
 def test_too_large(tmp_path):
@@ -223,7 +224,8 @@ def test_each_file_is_read_once(tmp_path, monkeypatch):
     thirds = [RNG.integers(0, 256, (300, 50), dtype=np.uint8) for _ in range(2)]
     for i, array in enumerate(thirds): image(array).save(tmp_path/f"{i}.png")
     rows = [("strip.png", (256*i, 0, 256*i + 256, 256), "", "train", 0, "", None) for i in range(16)]
-    rows += [(f"{i}.png", (0, 100*k, 50, 100*k + 100), "", "train" if k == 1 else "test", int(k == 2), "dent"*(k == 2), None) for i in (0, 1) for k in range(3)]
+    rows += [(f"{i}.png", (0, 100*k, 50, 100*k + 100), "", "train" if k == 1 else "test", int(k == 2), "dent"*(k == 2), None)
+             for i in (0, 1) for k in range(3)]
     catalog, calls = make_catalog(rows, tmp_path), []
     monkeypatch.setattr("dra_nb.data.images.decode_file", lambda *args: calls.append(args[0]) or decode_file(*args))
     store = open_store(catalog, 64, tmp_path/"cache", progress=False)
@@ -264,14 +266,14 @@ except DraError as e: print(round(peak() - before), str(e).split(";")[0])
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs the peak memory that Linux keeps")
 def test_errors_hold_no_images(tmp_path):
-    "A catalog with a wrong box in every row: 100 images of 4 MB are not kept for the report"
-    for i in range(100):
+    "A catalog with a wrong box in every row: 40 images of 4 MB are not kept for the report"
+    for i in range(40):
         place = tmp_path/("train/good" if i else "test/dent")/f"{i}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         if i < 2: Image.new("RGB", (1000, 1000)).save(place)
         else: os.link(tmp_path/"train/good/1.png", place)
     growth, said = succeeded(python(MANY_ERRORS, tmp_path, tmp_path/"cache")).stdout.split(" ", 1)
-    assert said.startswith("100 of 100 image files cannot be used") and int(growth) < 80, (growth, said)
+    assert said.startswith("40 of 40 image files cannot be used") and int(growth) < 60, (growth, said)
 
 def test_drawn_masks_mark_every_anomaly(tmp_path):
     "A catalog in MVTec layout, row by row"

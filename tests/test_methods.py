@@ -1,73 +1,147 @@
-"Every registered method, whichever it is: it learns, it scores, it can be saved."
-import pytest, torch
+"Every registered method, whichever it is: it learns, it scores, it can be saved, it finds what anybody sees."
+from functools import lru_cache
 
-from dra_nb.methods.method import Batch, Schedule, create_method, load_method, load_methods, method_schedule, save_method
+import numpy as np, pytest, torch
+from sklearn.metrics import roc_auc_score
 
-def batch_of(method):
-    "A batch with every kind of sample, and references if the method takes them"
-    g = torch.Generator().manual_seed(0)
-    images, labels = torch.randn(6, 3, 64, 64, generator=g), torch.tensor([0, 0, 1, 1, 2, 2])
-    return Batch(images, labels, torch.randn(method.n_reference, 3, 64, 64, generator=g) if method.n_reference else None)
+from dra_nb.core import DraError
+from dra_nb.data.protocols import Split, make_split
+from dra_nb.data.pseudo import Outliers
+from dra_nb.methods.method import Schedule, create_method, load_method, load_methods, method_schedule, outlier_source, save_method
+from dra_nb.training.loop import Samples, fit, make_batch, score_rows
 
+class Toy:
+    "60 noise images of 64 px; the last 20 carry a bright blot"
+    size = 64
+    def __init__(self):
+        g = torch.Generator().manual_seed(0)
+        self.images = torch.randint(90, 160, (60, 3, 64, 64), generator=g, dtype=torch.uint8)
+        for i in range(40, 60): self.images[i, :, 20 + i % 7:34 + i % 7, 30:44] = 250
+
+    def __len__(self): return len(self.images)
+    def __getitem__(self, rows): return self.images[torch.as_tensor(rows)]
+
+STORE = Toy()
+SPLIT = Split(normal=np.arange(30), given=np.arange(40, 46), references=np.arange(30)[::-1].copy(), test=np.r_[30:40, 46:60],
+              seen=np.arange(24) >= 10, known_class="")
+OUTLIERS = Outliers(STORE, np.arange(30, 40))
+
+def new(name, seed=0):
+    "A method with a small backbone"
+    settings = {"outliers": "toy"} if load_methods()[name].needs_outliers else {}
+    return create_method(name, backbone="resnet18_stage2", seed=seed, **settings)
+
+def short(name, epochs=2):
+    "A method's own schedule in a few steps of 12 images"
+    return method_schedule(name, {}).shortened(epochs=epochs, steps=3, batch=12)
+
+@lru_cache(maxsize=None)
 @torch.enable_grad()
-def trained(name):
-    "A method after three steps of training, with its references, in evaluation mode"
-    method = create_method(name, backbone="resnet18_stage2", seed=0)
-    batch, optimiser = batch_of(method), torch.optim.Adam(method.parameters(), lr=1e-3)
-    for _ in range(3):
-        optimiser.zero_grad()
-        sum(method.training_step(batch).values()).backward()
-        optimiser.step()
-    method.eval()
-    if method.n_reference: method.set_references(batch.references)
-    return method, batch.images
+def trained(name, precision="fp32", seed=0):
+    "A method after a short training, and its history"
+    method = new(name, seed)
+    history = fit(method, STORE, SPLIT, short(name), "cpu", precision, seed, OUTLIERS if outlier_source(method) else None)
+    return method, history
 
 @pytest.fixture(params=sorted(load_methods()))
 def name(request): return request.param
 
+@pytest.fixture
+def images(): return next(Samples(STORE, SPLIT, torch.device("cpu")).batches(SPLIT.test[4:14]))
+
 def test_entry(name):
     entry = load_methods()[name]
-    assert entry.name == name and entry.title and entry.paper and entry.needs
+    assert entry.name == name and entry.title and entry.paper and entry.needs and entry.supervision in ("few anomalies", "normals only")
     assert isinstance(method_schedule(name, {}), Schedule)
+    assert new(name).needs_anomalies == (entry.supervision == "few anomalies")
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_parameter_learns(name, dtype):
-    method = create_method(name, backbone="resnet18_stage2", seed=0)
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16): losses = method.training_step(batch_of(method))
-    assert losses and all(v.ndim == 0 and v.isfinite() for v in losses.values())
-    sum(losses.values()).backward()
-    assert [n for n, p in method.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
-    assert all(any(p.grad.abs().sum() > 0 for p in part.parameters()) for part in [method.backbone, *getattr(method, "heads", {}).values()])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_learns_without_nan(name, precision):
+    method, history = trained(name, precision)
+    assert len(history.losses) == sum(s.epochs for _, s in method.stages(short(name)))
+    assert all(np.isfinite(list(losses.values())).all() for losses in history.losses)
+    assert all(p.isfinite().all() for p in method.parameters())
+    scores = score_rows(method, STORE, SPLIT.test, "cpu", precision)
+    assert all(np.isfinite(s).all() and s.shape == (24,) for s in scores.values()) and scores["score"].std() > 0
+    parts = [s for k, s in scores.items() if k != "score"]
+    np.testing.assert_allclose(np.sum(parts, 0), scores["score"], rtol=2e-2, atol=2e-2)
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.enable_grad()
+def test_every_parameter_learns(name):
+    method, data = new(name), Samples(STORE, SPLIT, torch.device("cpu"), outliers=OUTLIERS)
+    for stage, schedule in method.stages(short(name)):
+        with torch.no_grad(): method.begin(stage, data)
+        method.train()
+        if not schedule.epochs: continue
+        g = torch.Generator().manual_seed(0)
+        sampler = method.sampler(stage, SPLIT, schedule, g)
+        optimiser = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=1e-3)
+        for _ in range(3):  # some layers have no gradient before the first steps
+            optimiser.zero_grad()
+            sum(method.training_step(make_batch(STORE, sampler.draw(), method, g, data.device, OUTLIERS) if sampler else None).values()).backward()
+            optimiser.step()
+        learners = [(n, p) for n, p in method.named_parameters() if p.requires_grad]
+        assert learners and [n for n, p in learners if p.grad is None or not p.grad.isfinite().all()] == []
+        assert sum(p.grad.abs().sum() > 0 for _, p in learners) > 0.9*len(learners)
+
 @torch.no_grad()
-def test_scores(name, dtype):
-    method, images = trained(name)
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16): scores, heads = method.score(images), method.head_scores(images)
-    assert scores.shape == (6,) and scores.isfinite().all() and scores.float().std() > 0
-    assert all(h.shape == (6,) for h in heads.values())
-    torch.testing.assert_close(sum(heads.values()).float(), scores.float(), rtol=2e-2, atol=2e-2)
-
-@torch.no_grad()
-def test_scores_do_not_depend_on_the_batch(name):
-    method, images = trained(name)
+def test_scores_do_not_depend_on_the_batch(name, images):
+    method, _ = trained(name)
     whole, alone = method.score(images), torch.cat([method.score(i[None]) for i in images])
-    torch.testing.assert_close(alone, whole, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(method.score(images.flip(0)).flip(0), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone, whole, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(method.score(images.flip(0)).flip(0), whole, rtol=1e-3, atol=1e-4)
 
 @torch.no_grad()
-def test_saved_and_loaded(name, tmp_path):
-    method, images = trained(name)
+def test_saved_and_loaded(name, tmp_path, images):
+    method, _ = trained(name)
     save_method(method, tmp_path/"m.safetensors")
     loaded = load_method(tmp_path/"m.safetensors")
-    assert not loaded.training and torch.equal(loaded.score(images), method.score(images))
-    fresh = create_method(name, backbone="resnet18_stage2", seed=0).eval()
-    if method.n_reference: fresh.set_references(batch_of(fresh).references)
-    assert not torch.equal(fresh.score(images), method.score(images))  # the training was saved, not the seed
+    assert not loaded.training
+    torch.testing.assert_close(loaded.score(images), method.score(images), rtol=1e-4, atol=1e-5)
+    other, _ = trained(name, seed=1)
+    assert not torch.allclose(other.score(images), method.score(images), rtol=1e-4, atol=1e-5)  # the training was saved, not the seed
+
+def test_same_seed_same_scores(name):
+    again = new(name)
+    fit(again, STORE, SPLIT, short(name), "cpu", "fp32", 0, OUTLIERS if outlier_source(again) else None)
+    np.testing.assert_array_equal(*(score_rows(m, STORE, SPLIT.test, "cpu", "fp32")["score"] for m in (again, trained(name)[0])))
 
 @torch.no_grad()
-def test_score_map(name):
-    if not load_methods()[name].maps: pytest.skip("this method gives no score maps")
-    method, images = trained(name)
+def test_score_map(name, images):
+    method, _ = trained(name)
+    if not load_methods()[name].maps:
+        assert not hasattr(method, "score_map")
+        return
     maps = method.score_map(images)
-    assert maps.ndim == 3 and len(maps) == 6 and maps.isfinite().all() and maps.flatten(1).std(1).gt(0).all()
+    assert maps.ndim == 3 and len(maps) == len(images) and maps.isfinite().all() and maps.flatten(1).std(1).gt(0).all()
+
+@pytest.fixture(scope="module")
+def weave():
+    "The weave of the embedded textures: catalog, store and split with ten given anomalies of any class"
+    from dra_nb.data.catalog import load_catalog
+    from dra_nb.data.images import open_store
+    catalog = load_catalog("textures")
+    return catalog, open_store(catalog, 64, progress=False), make_split(catalog, shots=10, seed=0, category="weave")
+
+def test_sees_a_hole(name, weave):
+    catalog, store, split = weave
+    method, rows = new(name), np.flatnonzero((catalog.category == "wood") & (catalog.split == "train"))
+    schedule = method_schedule(name, {}).shortened(epochs=5, steps=10, batch=18)
+    schedule = Schedule(**{**schedule.__dict__, "lr": 1e-3, "decay_every": 0})  # from random weights
+    fit(method, store, split, schedule, "cpu", outliers=Outliers(store, rows) if outlier_source(method) else None)
+    classes = catalog.defect.to_numpy()[split.test]
+    keep = np.isin(classes, ["", "hole"])
+    auroc = roc_auc_score(classes[keep] == "hole", score_rows(method, store, split.test, "cpu")["score"][keep])
+    assert auroc > 0.8, auroc
+
+def test_refuses_what_cannot_work():
+    def says(word, f):
+        with pytest.raises(DraError, match=word): f()
+    none = Split(SPLIT.normal, np.array([], int), SPLIT.references, SPLIT.test, np.zeros(24, bool), "")
+    for name, entry in load_methods().items():
+        if entry.supervision == "few anomalies": says("given anomalies", lambda: fit(new(name), STORE, none, short(name), "cpu"))
+        else: fit(new(name), STORE, none, short(name, epochs=1), "cpu")
+        says("setting", lambda: create_method(name, hedas=1))
+    says("n_reference", lambda: fit(create_method("dra", backbone="resnet18_stage2", n_reference=31), STORE, SPLIT, short("dra"), "cpu"))
+    says("unknown loss", lambda: create_method("dra", loss="hinge"))
+    says("outliers=", lambda: fit(new("saoe"), STORE, SPLIT, short("saoe"), "cpu"))

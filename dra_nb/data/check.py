@@ -64,7 +64,7 @@ def _missing(table:pd.DataFrame,  # as `_compare` gives it
         if lost > 0: said.append(f"{category}{', '*bool(category)}{what}: {lost:,} {unit if lost > 1 else unit[:-1]} fewer than a complete copy has")
     return said + ([f"{len(absent)} categor{'ies are' if len(absent) > 1 else 'y is'} not there: {', '.join(absent)}"] if absent else [])
 
-# %% ../../nbs/data/09_check.ipynb #82abd75c
+# %% ../../nbs/data/09_check.ipynb #db5a27b0
 def visible_files(root,    # a folder
                  )->list:  # paths below it (str, forward slashes), sorted; links to folders are not followed
     "All files below a folder that are not hidden, nor in a hidden folder"
@@ -72,8 +72,8 @@ def visible_files(root,    # a folder
     def fail(e): raise DraError(f"the folder {e.filename} cannot be listed ({e.strerror}); check its permissions") from e
     for folder, folders, names in os.walk(root, onerror=fail):
         folders[:] = [o for o in folders if o[0] != "."]
-        start = "" if os.path.samefile(folder, root) else os.path.relpath(folder, root).replace(os.sep, "/") + "/"
-        files += [start + o for o in names if o[0] != "."]
+        start = os.path.relpath(folder, root).replace(os.sep, "/") + "/"
+        files += [start.removeprefix("./") + o for o in names if o[0] != "."]
     return sorted(files)
 
 # %% ../../nbs/data/09_check.ipynb #178a04ac

@@ -98,10 +98,11 @@ def _draw_row(ax, label:int, defect:str, count:str, pictures:list, top:int, heig
         ax.add_patch(Rectangle((left, y), size, size, fill=False, edgecolor="#A0A0A0", linewidth=.4))  # tells a white image from an empty cell
         if mask is not None and mask.any(): _outline(ax, mask, left, y)
 
-# %% ../../nbs/data/11_contact_sheet.ipynb #55dd94fe
+# %% ../../nbs/data/11_contact_sheet.ipynb #796ea932
 def _blank(width:int, height:int):
     "A white figure of so many pixels, and its coordinates: pixels from the upper left corner"
-    if not max(width, height) < 2**16: raise DraError(f"the sheet would have {width:,} x {height:,} pixels, over 65,535; choose a category, fewer columns or a smaller size")
+    if max(width, height) >= 2**16:
+        raise DraError(f"the sheet would have {width:,} x {height:,} pixels, over 65,535; choose a category, fewer columns or a smaller size")
     figure = Sheet(figsize=(width/DPI, height/DPI), dpi=DPI, facecolor="white")
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)

@@ -241,13 +241,17 @@ def _kind(file:Path)->str:
     if not found: raise DraError(f"{file} is none of the archives that can be unpacked here (zip, tar, tar.gz, tar.xz, tar.bz2); unpack it by hand, or fetch it again")
     return found[0]
 
-# %% ../../nbs/data/10_download.ipynb #8c094bc7
+# %% ../../nbs/data/10_download.ipynb #e59b4486
 def _zip_members(archive:zipfile.ZipFile):
     "(name, size or -1 for a folder, fault, member) of each member"
     for o in archive.infolist():
         kind = stat.S_IFMT(o.external_attr >> 16)
         fault = "is a link" if stat.S_ISLNK(kind) else "is a device or a pipe" if kind not in (0, stat.S_IFREG, stat.S_IFDIR) else ""
-        yield o.filename, -1 if o.is_dir() or stat.S_ISDIR(kind) else o.file_size, fault or "is encrypted"*(o.flag_bits & 1), o
+        yield o.filename, -1 if o.is_dir() else o.file_size, fault or "is encrypted"*(o.flag_bits & 1), o
+    archive.fp.seek(-22 - len(archive.comment), os.SEEK_END)
+    end = archive.fp.read(12)
+    count = struct.unpack("<H", end[10:])[0]  # zipfile does not compare it; 65535: the number is elsewhere
+    if end[:4] == b"PK\5\6" and count not in (65535, len(archive.infolist()) % 65536): raise zipfile.BadZipFile("members are missing from its list")
 
 def _tar_members(archive:tarfile.TarFile):
     "(name, size or -1 for a folder, fault, member) of each member; the whole archive is read once"

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..core import DraError, cache_dir
 from .catalog import fingerprint
 
-# %% ../../nbs/data/01_images.ipynb #f3fdd007
+# %% ../../nbs/data/01_images.ipynb #21b012d2
 def _grey8(image:Image.Image)->Image.Image:
     "A grey image of more than 8 bits in 8 bits"
     tags = getattr(image, "tag_v2", {})  # of a TIFF
@@ -32,7 +32,8 @@ def _grey8(image:Image.Image)->Image.Image:
     grey, step = np.empty((h, w), np.uint8), max(2**20//w, 1)
     for top in range(0, h, step):  # in bands, so that no wider copy of a large image is made
         band = np.asarray(image.crop((0, top, w, min(top + step, h))))
-        if band.min() < 0 or band.max() > white: raise ValueError(f"its pixels are integers of unknown range, not of {bits} bits; save it with 8 or 16 bits per channel")
+        if band.min() < 0 or band.max() > white:
+            raise ValueError(f"its pixels are integers of unknown range, not of {bits} bits; save it with 8 or 16 bits per channel")
         grey[top:top+step] = (band.astype(np.uint32)*255 + white//2)//white
     return Image.fromarray(255 - grey if tags.get(262) == 0 else grey)  # 0: white is stored as zero
 
@@ -149,15 +150,15 @@ def decode(path:str,       # an image
     "One image, cropped and resized, in RGB"
     return decode_file(path, [box], size)[0]
 
-# %% ../../nbs/data/01_images.ipynb #9ae3c018
-def _marked(path, box)->np.ndarray:
-    "bool (h, w): which pixels in the box are not black"
+# %% ../../nbs/data/01_images.ipynb #09d29dbb
+def _marked(path, box)->tuple:
+    "(size of the mask, bool (h, w)): which pixels in the box are not black"
     try:
         with _opened(path) as image:
-            image = _crop(image, box)
-            whole = image.mode in ("1", "L", "RGB", "F") or image.mode.startswith("I")
-            pixels = np.asarray(image if whole else image.convert("RGB"))
-            return pixels.any(-1) if pixels.ndim == 3 else pixels != 0
+            part = _crop(image, box)
+            if part.mode not in ("1", "L", "RGB", "F") and not part.mode.startswith("I"): part = part.convert("RGB")
+            pixels = np.asarray(part)
+            return image.size, pixels.any(-1) if pixels.ndim == 3 else pixels != 0
     except Exception as e: raise _unusable("mask", path, e) from e
 
 # %% ../../nbs/data/01_images.ipynb #6ef2050b
@@ -166,7 +167,7 @@ def _shrink(mask:np.ndarray, size:int)->np.ndarray:
     edges = np.arange(size + 1)*len(mask)
     return np.stack([mask[a:b].any(0) for a, b in zip(edges[:-1]//size, -(-edges[1:]//size))])
 
-# %% ../../nbs/data/01_images.ipynb #52aeb01e
+# %% ../../nbs/data/01_images.ipynb #36c5a5ea
 def read_mask(mask,          # path, tuple of paths, or a row of a catalog, whose `mask` and `box` are taken
               box=None,      # (left, top, right, bottom) in pixels of the upright mask, or None for all
               size:int=224,  # side of the result in pixels
@@ -178,8 +179,8 @@ def read_mask(mask,          # path, tuple of paths, or a row of a catalog, whos
         if not mask and row["label"]: raise DraError(f"the anomaly {row['path']} has no mask; take rows with `catalog['mask'].notna()`")
     if not mask: return np.zeros((size, size), bool)
     paths = mask if isinstance(mask, (tuple, list)) else (mask,)
-    masks = [_marked(o, box) for o in paths]
-    if len({o.shape for o in masks}) > 1: raise DraError(f"the masks {' and '.join(map(str, paths))} differ in size; they must belong to one image")
+    sizes, masks = zip(*(_marked(o, box) for o in paths))
+    if len(set(sizes)) > 1: raise DraError(f"the masks {' and '.join(map(str, paths))} differ in size; they must belong to one image")
     return _shrink(_shrink(np.logical_or.reduce(masks), size).T, size).T
 
 # %% ../../nbs/data/01_images.ipynb #a0fd5826

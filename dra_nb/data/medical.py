@@ -84,9 +84,9 @@ def _headct_images(root:str)->dict:
         images[int(stem)] = path
     return images
 
-# %% ../../nbs/data/07_medical.ipynb #ec158e83
+# %% ../../nbs/data/07_medical.ipynb #cf25916f
 @register("headct", title="HeadCT", domain="computed tomography images of the head", folder="headct",
-          layout="labels.csv                       (200 lines 'number,0 or 1' below the header 'id, hemorrhage')\nhead_ct/head_ct/000.png ... 199.png  (or head_ct/000.png ...)",
+          layout="labels.csv  (header 'id, hemorrhage', 200 lines '<number>,<0 or 1>')\nhead_ct/[head_ct/]000.png ... 199.png",
           where="download https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage (an account is needed) and unpack it",
           licence="see its page", classes=("hemorrhage",),
           expected={"": {"train": 75, "test": 25, "hemorrhage": 100}}, extras=("labels.csv",))

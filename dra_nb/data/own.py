@@ -35,19 +35,20 @@ def _flat(root, folder:str)->list:
     if inner: raise DraError(f"{os.path.join(root, folder)} holds the folder {inner[0]!r}, whose images would not be used; put them directly into {folder}")
     return list_images(os.path.join(root, folder))
 
-# %% ../../nbs/data/08_own.ipynb #cb652a7f
+# %% ../../nbs/data/08_own.ipynb #58b366b8
 def _classes(root, folder:str)->dict:
     "Anomaly class -> folder below `root`"
-    inner, loose = list_folders(os.path.join(root, folder)), list_images(os.path.join(root, folder), required=False)
+    place = os.path.join(root, folder)
+    inner, loose = list_folders(place), list_images(place, required=False)
     if inner and loose:
-        raise DraError(f"{loose[0]!r} lies directly in {os.path.join(root, folder)}, beside folders of anomaly classes; put it into one of: {', '.join(inner)}")
+        raise DraError(f"{loose[0]!r} lies directly in {place}, beside folders of anomaly classes; put it into one of: {', '.join(inner)}")
     return {o: f"{folder}/{o}" for o in inner} or {"anomaly": folder}
 
-# %% ../../nbs/data/08_own.ipynb #66ca36a6
+# %% ../../nbs/data/08_own.ipynb #e1f6303c
 def _check_masks(root, masks:str, used:set):
     "Refuse a mask that belongs to no anomaly"
-    every = [f"{masks}/{o}" for o in list_images(os.path.join(root, masks), required=False)]
-    for inner in list_folders(os.path.join(root, masks)): every += [f"{masks}/{inner}/{o}" for o in list_images(os.path.join(root, masks, inner), required=False)]
+    folders = [masks, *(f"{masks}/{o}" for o in list_folders(os.path.join(root, masks)))]
+    every = [f"{folder}/{o}" for folder in folders for o in list_images(os.path.join(root, folder), required=False)]
     lost = [o for o in every if o not in used]
     if lost:
         raise DraError(f"{root}: {len(lost)} of {len(every)} masks belong to no anomaly: {', '.join(lost[:3])}. Masks mirror the anomalies:\n{PAIR_LAYOUT}")
@@ -82,7 +83,7 @@ FIELDS = ("path", "label", "class", "mask", "split", "category", "box")
 LABELS = {"0": 0, "normal": 0, "good": 0, "1": 1, "anomaly": 1, "bad": 1}
 LIST_NAME = "labels.csv"  # the csv that is looked for in a folder
 
-# %% ../../nbs/data/08_own.ipynb #135a7834
+# %% ../../nbs/data/08_own.ipynb #6855308b
 def _parse(file)->pd.DataFrame:
     "The cells of a csv file as text; the index is the line number"
     try:
@@ -93,7 +94,8 @@ def _parse(file)->pd.DataFrame:
     except UnicodeDecodeError as e: raise DraError(f"{file} is not UTF-8 text ({e}); save it as UTF-8") from e
     except pd.errors.EmptyDataError as e: raise DraError(f"{file} has no header; its first line must name the columns, of: {', '.join(FIELDS)}") from e
     except (pd.errors.ParserError, pd.errors.ParserWarning) as e:
-        raise DraError(f"{file} is malformed ({str(e).strip()}); no line may have more fields than the header. A field that holds commas, "
+        why = "lines have more fields than the header" if isinstance(e, Warning) else str(e).strip()
+        raise DraError(f"{file} is malformed ({why}); no line may have more fields than the header. A field that holds commas, "
                        "as a box does, belongs in double quotes") from e
     table.index = range(2, len(table) + 2)
     return table
@@ -171,7 +173,7 @@ def _file_names(folder:str)->set:
     except (FileNotFoundError, NotADirectoryError): return set()
     except OSError as e: raise DraError(f"the folder {folder} cannot be listed ({e.strerror}); check its permissions") from e
 
-# %% ../../nbs/data/08_own.ipynb #b31cf8ec
+# %% ../../nbs/data/08_own.ipynb #f58b6607
 def _places(file, table:pd.DataFrame, column:str)->tuple:
     "Absolute folders (distinct), the number of each row's folder, and file names; every file exists and may be an image"
     paths = [o.replace("\\", "/") for o in table[column].tolist()]
@@ -179,7 +181,8 @@ def _places(file, table:pd.DataFrame, column:str)->tuple:
     names = [o[cut + 1:] for o, cut in zip(paths, cuts)]
     codes, heads = pd.factorize(np.array([o[:max(cut, cut == 0)] for o, cut in zip(paths, cuts)], dtype=object))
     odd = {o for o in {o[o.rfind("."):] for o in names} if not is_image(f"x{o}")}  # endings
-    if odd: _refuse(file, table, [o[o.rfind("."):] in odd for o in names], column, "is not an image by its ending", f"expected one of {', '.join(sorted(EXTENSIONS))}")
+    wrong = [o[o.rfind("."):] in odd for o in names] if odd else np.zeros(len(names))
+    _refuse(file, table, wrong, column, "is not an image by its ending", f"expected one of {', '.join(sorted(EXTENSIONS))}")
     start = os.path.dirname(os.path.abspath(file))
     folders = [os.path.normpath(os.path.join(start, o)).replace(os.sep, "/") for o in heads]
     listed = {o: _file_names(o) for o in dict.fromkeys(folders)}
@@ -221,7 +224,7 @@ def _splits(file, table:pd.DataFrame, label:np.ndarray, path:np.ndarray)->np.nda
         split[rows.to_numpy()] = [side[o] for o in paths]
     return split
 
-# %% ../../nbs/data/08_own.ipynb #cae2adbc
+# %% ../../nbs/data/08_own.ipynb #f2f8fc55
 def read_list(file,             # csv file, see the table above
              )->pd.DataFrame:   # catalog
     "Read a csv file that lists images"
@@ -230,7 +233,8 @@ def read_list(file,             # csv file, see the table above
     label, defect = _labels(file, table)
     root, path, mask = _paths(file, table)
     box = _boxes(file, table)
-    rows = {"path": path, "box": box, "category": table.category, "split": _splits(file, table, label, path), "label": label, "defect": defect, "mask": mask}
+    split = _splits(file, table, label, path)
+    rows = {"path": path, "box": box, "category": table.category, "split": split, "label": label, "defect": defect, "mask": mask}
     rows = pd.DataFrame({o: pd.Series(np.asarray(rows[o], dtype=object), dtype=object) for o in COLUMNS})
     key = rows[["path"]].assign(box=[str(o) for o in box]) if any(o is not None for o in box) else rows[["path"]]
     _refuse(file, table, key.duplicated(), "path", "is there already", "name each image once, or once per box")

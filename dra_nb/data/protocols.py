@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'Split', 'category_rows', 'find_class', 'permuted', 'draw_given', 'check_request', 'anomaly_pool',
-           'check_supply', 'make_split', 'split_table']
+           'check_supply', 'make_split', 'split_table', 'cross_domain']
 
 # %% ../../nbs/data/02_protocols.ipynb #27f09463
 from dataclasses import dataclass
@@ -154,3 +154,14 @@ def split_table(catalog:pd.DataFrame,  # the catalog the split was made from
     uses = {"train": split.normal, "given": split.given, "test": split.test, "seen": split.test[split.seen]}
     table = pd.DataFrame({k: name.iloc[v].value_counts() for k,v in uses.items()})
     return table.fillna(0).astype(int).sort_index().rename_axis("class")
+
+# %% ../../nbs/data/02_protocols.ipynb #1a77f0e8
+def cross_domain(catalog:pd.DataFrame,  # with several categories
+                 source:str,            # category that is trained on, with given anomalies
+                 target:str,            # category that is tuned on, normals only, and tested
+                 shots:int=10,          # given anomalies of the source
+                 seed:int=0,            # the draw
+                )->tuple:               # (Split of the source, Split of the target without given anomalies)
+    "The two splits of the cross-domain protocol (appendix C.3)"
+    if not source or not target or source == target: raise DraError(f"cross-domain needs two different categories, not source={source!r} and target={target!r}")
+    return (make_split(catalog, shots=shots, seed=seed, category=source), make_split(catalog, shots=0, seed=seed, withheld=0, category=target))

@@ -95,7 +95,7 @@ def _announce(study):
     for what, file in (("table", f"{study.artefact.name}.md"), ("figure", f"{study.artefact.name}.png"), ("notebook", f"{study.artefact.notebook}.ipynb")):
         typer.echo(f"  {what:9s}{study.folder/file}")
 
-# %% ../../nbs/experiments/05_cli.ipynb #cc352fbf
+# %% ../../nbs/experiments/05_cli.ipynb #f5e6f9ea
 @app.command()
 def run(dataset:str = typer.Argument(..., help="Dataset, see 'dra_nb datasets'"),
         method:str = typer.Option("dra", help="Method, see 'dra_nb methods'"),
@@ -110,14 +110,12 @@ def run(dataset:str = typer.Argument(..., help="Dataset, see 'dra_nb datasets'")
         device:str = Device, precision:str = Precision):
     "Train and evaluate one method on one dataset; print its metrics as JSON."
     from dra_nb.experiments import engine, grids
-    from dra_nb.experiments.runs import Runs, RunSpec
-    from dra_nb.methods.method import method_schedule
-    from dra_nb.models.backbone import weights_id
-    settings, prof = dict(_setting(s) for s in setting), grids.PROFILES[choose("profile", profile, grids.PROFILES)]
+    from dra_nb.experiments.runs import Runs
+    prof = grids.PROFILES[choose("profile", profile, grids.PROFILES)]
+    method, settings = grids.system(method, prof)
     weights = weights or prof.weights
     place = engine.Place(data and str(data), None if weights == "none" else weights, device, precision)
-    spec = RunSpec(dataset, category, "hard" if known_class else "general", known_class, shots, seed, method, settings,
-                   prof.schedule(method_schedule(method, settings)), prof.image_size, prof.backbone, weights_id(place.weights, prof.backbone))
+    spec = grids.make_spec(prof, grids.WeightIds(place.weights), dataset, (category, known_class), shots, seed, method, settings | dict(_setting(s) for s in setting))
     runs = Runs(out/profile/"runs")
     if save or not runs.done(spec):
         engine.check([spec], place)
@@ -213,13 +211,20 @@ def datasets_show(ctx:typer.Context, name:str = typer.Argument(..., help="Datase
     with atomic(file) as part: figure.savefig(part, format="png")
     typer.echo(file)
 
-# %% ../../nbs/experiments/05_cli.ipynb #3967ac28
+# %% ../../nbs/experiments/05_cli.ipynb #d2d9ed9e
 @app.command()
-def methods():
-    "List the methods: where published, what they learn from, what they need."
-    from dra_nb.methods.method import load_methods
-    for e in load_methods().values():
-        typer.echo(f"{e.name:8s} {e.title:8s} {e.supervision}; needs {e.needs}; score maps: {'yes' if e.maps else 'no'}\n         {e.paper}")
+def methods(name:Optional[str] = typer.Argument(None, help="Show the settings of this method")):
+    "List the methods: where published, what they learn from, what they need; or the settings of one."
+    import inspect
+    from dra_nb.methods.method import METHODS, load_methods
+    from dra_nb.experiments.report import method_order
+    load_methods()
+    chosen = [choose("method", name, METHODS)] if name else method_order(METHODS)
+    for e in map(METHODS.get, chosen):
+        typer.echo(f"{e.name:10s} {e.title}: {e.paper}\n           learns from {e.supervision}; needs {e.needs}; score maps: {'yes' if e.maps else 'no'}")
+    if name:
+        settings = {k: p.default for k, p in inspect.signature(METHODS[name].factory).parameters.items() if k != "backbone"}
+        for key, value in settings.items(): typer.echo(f"           --setting {key}={value}")
 
 # %% ../../nbs/experiments/05_cli.ipynb #f6b8ea95
 def main():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Place', 'check', 'execute', 'run_missing']
 
-# %% ../../nbs/experiments/03_engine.ipynb #e387a503
+# %% ../../nbs/experiments/03_engine.ipynb #cd531b0d
 import os, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -20,15 +20,15 @@ from tqdm.auto import tqdm
 from ..core import DraError
 from ..data.catalog import fingerprint, load_catalog, relative_paths
 from ..data.images import open_store
-from ..data.protocols import make_split
+from ..data.protocols import cross_domain, make_split
 from ..data.pseudo import Outliers, outlier_rows
 from .runs import Runs, RunSpec, provenance
 from ..methods.method import create_method, outlier_source, save_method
 from ..models.backbone import create_backbone, weights_id
-from ..training.loop import check_training, fit, pick_device, pick_precision, score_rows
+from ..training.loop import check_training, fine_tune, fit, pick_device, pick_precision, score_rows, tuning_schedule
 from ..training.metrics import evaluate
 
-# %% ../../nbs/experiments/03_engine.ipynb #30a6eb87
+# %% ../../nbs/experiments/03_engine.ipynb #9beaf603
 @dataclass(frozen=True)
 class Place:
     "Where runs happen: folders and device, nothing that changes a result"
@@ -43,16 +43,18 @@ def _catalog(dataset, data): return load_catalog(dataset, data)
 @lru_cache(maxsize=3)
 def _store(dataset, data, size): return open_store(_catalog(dataset, data), size)
 
-def _split(spec, place):
-    "The Split of a spec"
-    return make_split(_catalog(spec.dataset, place.data), spec.protocol, spec.known_class, spec.shots, spec.seed, category=spec.category)
+def _splits(spec, place):
+    "The Splits of a spec, one for each training; the last one holds the test set"
+    catalog = _catalog(spec.dataset, place.data)
+    if spec.protocol == "cross_domain": return cross_domain(catalog, spec.source, spec.category, spec.shots, spec.seed)
+    return make_split(catalog, spec.protocol, spec.known_class, spec.shots, spec.seed, category=spec.category),
 
 def _outliers(spec, method, place):
     "The external images that a method draws from, or None"
     name = outlier_source(method)
     if name: return Outliers(_store(name, place.data, spec.image_size), outlier_rows(_catalog(name, place.data), spec.dataset, spec.category))
 
-# %% ../../nbs/experiments/03_engine.ipynb #8fae5d26
+# %% ../../nbs/experiments/03_engine.ipynb #26d43858
 def check(specs,          # list of RunSpec
           place:Place):   # where they shall run
     "Raise if any of the runs could not start; the image stores are built on the way"
@@ -63,13 +65,14 @@ def check(specs,          # list of RunSpec
         create_backbone(backbone, place.weights)  # the file can be read and fits
     methods = {}
     for s in specs:
-        split, kind = _split(s, place), (s.method, s.backbone, repr(sorted(s.settings.items())))
+        (split, *tuned), kind = _splits(s, place), (s.method, s.backbone, repr(sorted(s.settings.items())))
         if kind not in methods: methods[kind] = create_method(s.method, backbone=s.backbone, **s.settings)
         check_training(methods[kind], split, s.schedule, s.image_size)
+        for other in tuned: check_training(methods[kind], other, tuning_schedule(s.schedule), s.image_size)
         _outliers(s, methods[kind], place)
     for dataset, size in sorted({(s.dataset, s.image_size) for s in specs}): _store(dataset, place.data, size)
 
-# %% ../../nbs/experiments/03_engine.ipynb #e4e11183
+# %% ../../nbs/experiments/03_engine.ipynb #f5a292d4
 def execute(spec:RunSpec,   # what to run
             place:Place,    # where
             runs:Runs,      # where the record goes
@@ -78,9 +81,11 @@ def execute(spec:RunSpec,   # what to run
            )->dict:         # metrics
     "Train, score and evaluate one spec, and write its record"
     start, catalog = time.perf_counter(), _catalog(spec.dataset, place.data)
-    store, split = _store(spec.dataset, place.data, spec.image_size), _split(spec, place)
+    store, (split, *tuned) = _store(spec.dataset, place.data, spec.image_size), _splits(spec, place)
     method = create_method(spec.method, place.weights, spec.backbone, spec.seed, **spec.settings)
-    history = fit(method, store, split, spec.schedule, place.device, place.precision, spec.seed, _outliers(spec, method, place), progress)
+    how = (spec.schedule, place.device, place.precision, spec.seed, _outliers(spec, method, place), progress)
+    history = fit(method, store, split, *how)
+    for split in tuned: fine_tune(method, store, split, *how)
     scores = score_rows(method, store, split.test, place.device, place.precision)
     test = catalog.iloc[split.test]
     metrics = evaluate(scores["score"], test.label, split.seen)

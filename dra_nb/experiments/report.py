@@ -6,7 +6,7 @@
 __all__ = ['KEYS', 'METRICS', 'MARKUP', 'match_runs', 'class_means', 'over_seeds', 'beside', 'compare', 'row_title',
            'shots_title', 'method_order', 'cell_text', 'ranks', 'table_wide', 'to_markdown', 'escape_tex', 'to_latex',
            'full_caption', 'reading', 'provenance', 'write_table', 'plot_values', 'method_colors', 'comparison_figure',
-           'save_figure', 'plot_comparison', 'shot_decrease', 'paired_difference']
+           'save_figure', 'plot_comparison', 'shot_decrease', 'paired_difference', 'method_ranks']
 
 # %% ../../nbs/experiments/04_report.ipynb #b88e742f
 import itertools
@@ -162,7 +162,7 @@ def ranks(compared:pd.DataFrame,  # from `compare`
     rank = group.auroc.rank(ascending=False, method="min") - 1
     return rank.where(fair & (rank < 2))
 
-# %% ../../nbs/experiments/04_report.ipynb #c49067e4
+# %% ../../nbs/experiments/04_report.ipynb #805e7f6c
 def table_wide(compared:pd.DataFrame,  # from `compare`
                shots=None,             # which numbers of shots; all by default
                markup:str="text",      # "text", "md" or "tex"
@@ -175,10 +175,10 @@ def table_wide(compared:pd.DataFrame,  # from `compare`
     cells = dict(zip(zip(rows, t.shots, t.method), text))
     columns = [(s, m) for s in shots for m in method_order(t.method[t.shots == s])]
     wide = [[cells.get((r, s, m), "–") for s, m in columns] for r in rows.unique()]
-    names = pd.MultiIndex.from_tuples([(shots_title(s), method_title(m)) for s, m in columns])
+    names = pd.MultiIndex.from_tuples([(shots_title(s), method_title(m)) for s, m in columns], names=["Given", "Method"])
     return pd.DataFrame(wide, index=rows.unique(), columns=names)
 
-# %% ../../nbs/experiments/04_report.ipynb #2778b186
+# %% ../../nbs/experiments/04_report.ipynb #777d2ac3
 def _known_titles(wide):
     "Row labels; the column of known classes only where there are any"
     return [[d, k] for d, k in wide.index] if any(k for _, k in wide.index) else [[d] for d, _ in wide.index]
@@ -188,7 +188,7 @@ def to_markdown(wide:pd.DataFrame,  # from `table_wide(..., markup="md")`
                )->str:              # a pipe table
     "A wide table as Markdown"
     labels = _known_titles(wide)
-    head = [*wide.index.names[:len(labels[0])], *[f"{m}, {s}" if s != "no anomalies" else m for s, m in wide.columns]]
+    head = [*wide.index.names[:len(labels[0])], *[", ".join(filter(None, [m, s if s != "no anomalies" else ""])) for s, m in wide.columns]]
     lines = [head, ["---"]*len(head)]
     for label, cells in zip(labels, wide.to_numpy()):
         lines.append([*label, *[c.replace("\n", "<br>") for c in cells]])
@@ -264,18 +264,20 @@ def provenance(compared:pd.DataFrame,  # from `compare`
     return [*([f"Published values: {'; '.join(sources)}"] if sources else []),
             *([f"Missing: {rows.missing.sum()} of {rows.expected.sum()} runs"] if rows.missing.any() else [])]
 
-# %% ../../nbs/experiments/04_report.ipynb #82cad662
+# %% ../../nbs/experiments/04_report.ipynb #cd4ebc8d
 def write_table(compared:pd.DataFrame,  # from `compare`
                 folder,                 # where the files go
                 name:str,               # file name without suffix, e.g. "table1"
                 caption:str,            # one sentence
                 notes=(),               # conditions of the runs, a sentence or several
+                by_method:bool=False,   # True: a row per method, a column per dataset and known class
                )->dict:                 # "csv", "md", "tex" -> path
     "Write the table as csv (one row per cell), Markdown and LaTeX"
+    def wide(markup): return table_wide(compared, markup=markup).T if by_method else table_wide(compared, markup=markup)
     caption = full_caption(caption, [reading(compared), *provenance(compared), *([notes] if isinstance(notes, str) else notes)])
     text = {"csv": compared.to_csv(index=False),
-            "md": to_markdown(table_wide(compared, markup="md"), caption),
-            "tex": to_latex(table_wide(compared, markup="tex"), caption, f"tab:{name}")}
+            "md": to_markdown(wide("md"), caption),
+            "tex": to_latex(wide("tex"), caption, f"tab:{name}")}
     for kind, content in text.items():
         with atomic(Path(folder)/f"{name}.{kind}") as part: part.write_text(content, encoding="utf-8")
     return {kind: Path(folder)/f"{name}.{kind}" for kind in text}
@@ -434,3 +436,16 @@ def paired_difference(results:pd.DataFrame,  # one row per finished run
             d = (t[method] - t[other]).dropna()
             rows.append(dict(shots=shots, against=method_title(other), lead=d.mean(), standard_error=d.std()/len(d)**.5, ahead=int((d > 0).sum()), pairs=len(d)))
     return pd.DataFrame(rows, columns=columns).round(3)
+
+# %% ../../nbs/experiments/04_report.ipynb #320ca3b5
+def method_ranks(compared:pd.DataFrame,  # from `compare`
+                )->tuple:                # (rank per method and row, ours and published; per row: rho, methods)
+    "Order of the methods in each row, ours and published, and Spearman's rank correlation of the two"
+    t = compared.dropna(subset=["auroc", "published"])[lambda t: t.missing == 0]
+    t = t.assign(row=[" ".join(filter(None, [row_title(r), r["known_class"]])) for r in t.to_dict("records")])
+    both = t.groupby("row", sort=False)
+    t = t.assign(ours=both.auroc.rank(ascending=False), printed=both.published.rank(ascending=False))
+    rho = {row: dict(rho=g.ours.corr(g.printed), methods=len(g)) for row, g in t.groupby("row", sort=False) if len(g) > 2}
+    table = t.pivot_table(index="method", columns="row", values=["ours", "printed"], sort=False).swaplevel(axis=1)
+    table = table.reindex(columns=[(r, k) for r in dict.fromkeys(t.row) for k in ("ours", "printed")]).reindex(method_order(t.method))
+    return table.rename(index=method_title), pd.DataFrame(rho).T.round(2)

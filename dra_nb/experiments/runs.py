@@ -17,13 +17,13 @@ import dra_nb
 from ..core import DraError, atomic, choose
 from ..methods.method import Schedule
 
-# %% ../../nbs/experiments/01_runs.ipynb #cac87d04
+# %% ../../nbs/experiments/01_runs.ipynb #8e9210ca
 @dataclass(frozen=True)
 class RunSpec:
     "What to run: the complete description of one training and evaluation"
     dataset:str                 # name of a catalog
     category:str = ""           # e.g. "carpet"; "" where there is none
-    protocol:str = "general"    # "general" or "hard" (section 4.2)
+    protocol:str = "general"    # "general" or "hard" (section 4.2), "cross_domain" (appendix C.3)
     known_class:str = ""        # the one known anomaly class, hard only
     shots:int = 10              # number of given anomalies
     seed:int = 0                # of split, weights, batches and augmentation
@@ -33,14 +33,16 @@ class RunSpec:
     image_size:int = 448        # side of the square input, pixels
     backbone:str = "resnet18"   # registered backbone
     weights:str = "none"        # `weights_id` of the backbone's initial weights
+    source:str = ""             # cross_domain: category that is trained on before `category` is tuned on
 
     @property
     def key(self)->str:
-        "16 hexadecimal digits, a function of the content alone"
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        "16 hexadecimal digits, a function of the content alone; a field younger than schema 1 counts where it is set"
+        content = {k: v for k, v in asdict(self).items() if k != "source" or v}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def __str__(self):
-        where = " ".join(filter(None, [self.dataset, self.category, self.known_class and f"known={self.known_class}"]))
+        where = " ".join(filter(None, [self.dataset, self.category, self.known_class and f"known={self.known_class}", self.source and f"from {self.source}"]))
         return f"{self.method} on {where}, {self.shots}-shot, seed {self.seed}"
 
 def spec_from(values:dict,  # as in a record
