@@ -52,7 +52,7 @@ def test_datasets(call, tmp_path):
     assert "present: 3 train, 4 test images, 1 category(ies), anomaly classes: hole" in out
     assert f"absent: there is no folder elpv/ in {tmp_path/'data'}" in out and "no folder brainmri/" in out and "no folder mvtec/" not in out and "not usable" not in out
     (tmp_path/"data"/"elpv").mkdir()
-    assert f"not usable: {tmp_path/'data'/'elpv'/'labels.csv'}" in call("datasets", "--data", tmp_path/"data")[1]
+    assert f"not usable: {tmp_path/'data'/'elpv'}" in call("datasets", "--data", tmp_path/"data")[1]
     status, _, err = call("datasets", "--data", tmp_path/"nowhere")
     assert status == 2 and f"{tmp_path/'nowhere'} does not exist" in err
 

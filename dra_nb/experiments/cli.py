@@ -174,7 +174,7 @@ def _check_all(root):
     typer.echo(f"not in {root}: {', '.join(d.name for d in known if d not in there) or 'none is missing'}")
     if not good: raise typer.Exit(1)
 
-# %% ../../nbs/experiments/05_cli.ipynb #5f41e6cf
+# %% ../../nbs/experiments/05_cli.ipynb #48846fc4
 @datasets_app.callback()
 def datasets(ctx:typer.Context, data:Optional[Path] = Data,
              check:Optional[Path] = typer.Option(None, metavar="ROOT", help="Compare the datasets in this folder with the paper's counts, class by class; list missing and unknown files")):
@@ -185,9 +185,9 @@ def datasets(ctx:typer.Context, data:Optional[Path] = Data,
     from dra_nb.data.catalog import load_datasets
     if data and not data.is_dir(): raise DraError(f"the data folder {data} does not exist")
     for d in load_datasets().values():
-        typer.echo(f"{d.name:10s} {d.title}: {d.domain}")
+        typer.echo(f"{d.name:12s}{d.title}: {d.domain}")
         state = [_state(d, data)] if data or not d.folder else []
-        for heading, text in (*_facts(d), *state): typer.echo(f"           {heading}: {text}")
+        for heading, text in (*_facts(d), *state): typer.echo(f"            {heading}: {text}")
     if not data: typer.echo("\nWhich of them are there: dra_nb datasets --data FOLDER")
 
 # %% ../../nbs/experiments/05_cli.ipynb #7b3b8994

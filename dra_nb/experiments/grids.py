@@ -18,7 +18,7 @@ from ..data.catalog import load_catalog, load_datasets
 from .published import published
 from .runs import Runs, RunSpec
 
-# %% ../../nbs/experiments/02_grids.ipynb #85b974e9
+# %% ../../nbs/experiments/02_grids.ipynb #e24e94be
 @dataclass(frozen=True)
 class Profile:
     "The size of the runs of a study"
@@ -46,7 +46,7 @@ PROFILES = {
     "smoke": Profile(("textures",), image_size=96, seeds=(0,), epochs=10, steps=10, batch=18, lr=1e-3, weights="none", backbone="resnet18_stage2",
                      categories=("weave", "tiles", "wood"), known_classes=("color",), methods=("patchcore", "devnet", "flos", "dra"), outliers="textures"),
     "cpu": Profile(("elpv", "brainmri"), image_size=128, epochs=10, steps=20, batch=18, outliers="textures"),
-    "paper": Profile(("mvtec", "elpv", "brainmri"), image_size=448),
+    "paper": Profile(("mvtec", "aitex", "sdd", "elpv", "optical", "mastcam", "brainmri", "headct", "hyperkvasir"), image_size=448),
 }
 
 # %% ../../nbs/experiments/02_grids.ipynb #bff2c6f3
