@@ -16,7 +16,7 @@ reproduce: $(VENV)/.notebooks
 	$(BIN)/dra_nb reproduce $(ARTEFACTS) --profile $(PROFILE) --out $(OUT) $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 test: $(VENV)/.dev check notebooks
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # generated files are what the notebooks say, notebooks are clean, README is what nbs/index.ipynb says
 check: $(VENV)/.dev

@@ -108,6 +108,6 @@ def test_machine_paths_are_recognised():
 
 def test_every_module_comes_from_a_notebook():
     made = {p.relative_to(REPO/"dra_nb").as_posix() for p in (REPO/"dra_nb").rglob("*.py")} - {"_modidx.py"}
-    targets = {re.search(r"#\| default_exp (\S+)", p.read_text(encoding="utf-8")) for p in NOTEBOOKS}
-    targets = {m[1].rstrip('\\n",').replace(".", "/") + ".py" for m in targets if m}
+    targets = {re.search(r"#\| default_exp ([\w.]+?)(?=\\n|\")", p.read_text(encoding="utf-8")) for p in NOTEBOOKS}
+    targets = {m[1].replace(".", "/") + ".py" for m in targets if m}
     assert {m for m in made if not m.endswith("__init__.py")} == targets

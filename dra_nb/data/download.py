@@ -37,11 +37,13 @@ def _alone(path:Path):
     except OSError as e:
         raise DraError(f"{e.filename or path.parent} cannot be written ({e.strerror or e}); make room, or choose a folder that you may write to") from e
 
-# %% ../../nbs/data/10_download.ipynb #86bc9e99
+# %% ../../nbs/data/10_download.ipynb #d4b859a4
 def _check_space(folder:Path, need:int, what:str):
     "Refuse to fill the disk"
     free = shutil.disk_usage(folder).free
-    if need > free: raise DraError(f"{what} needs {tqdm.format_sizeof(need, 'B')} in {folder}, where {tqdm.format_sizeof(free, 'B')} are free; make room, or choose a folder on another disk")
+    if need > free:
+        raise DraError(f"{what} needs {tqdm.format_sizeof(need, 'B')} in {folder}, where {tqdm.format_sizeof(free, 'B')} are free; "
+                       "make room, or choose a folder on another disk")
 
 # %% ../../nbs/data/10_download.ipynb #d47a5ae0
 _TIMEOUT = 30        # seconds without a byte after which a connection counts as cut
@@ -133,13 +135,15 @@ def _begin(response, archive:Archive, part:Path, start:int, note:dict)->tuple:
     if archive.size and length and length != archive.size: raise _Refused(f"the server's file has {length:,} bytes, the published one {archive.size:,}")
     return start, length
 
-# %% ../../nbs/data/10_download.ipynb #a7c793c2
+# %% ../../nbs/data/10_download.ipynb #aaec26f1
 def _append(response, archive:Archive, part:Path, start:int, length:int, progress:bool):
     "Write an answer to the part file, from `start` on"
     total = length or archive.size
     _check_space(part.parent, total - start, archive.url)
-    with open(part, "ab" if start else "wb") as f, tqdm(desc=part.stem, total=total or None, initial=start, unit="B", unit_scale=True, disable=not progress) as bar:
-        if not start: _note(part).write_text(json.dumps({"url": archive.url, "validator": _validator(response.headers), "size": length}), encoding="utf-8")
+    bar = tqdm(desc=part.stem, total=total or None, initial=start, unit="B", unit_scale=True, disable=not progress)
+    with open(part, "ab" if start else "wb") as f, bar:
+        note = {"url": archive.url, "validator": _validator(response.headers), "size": length}
+        if not start: _note(part).write_text(json.dumps(note), encoding="utf-8")
         for chunk in _chunks(response):
             f.write(chunk)
             bar.update(len(chunk))
@@ -229,7 +233,7 @@ def fetch(archive:Archive,     # what to fetch, and what is published about it
             raise DraError(f"{target} is there, but it is not the file that is published at {archive.url}: {fault}. Delete it, and repeat")
     return target
 
-# %% ../../nbs/data/10_download.ipynb #2c0efd7a
+# %% ../../nbs/data/10_download.ipynb #7e41e86e
 _MAGIC = {b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"\x1f\x8b": "r:gz", b"BZh": "r:bz2", b"\xfd7zXZ\0": "r:xz"}
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, struct.error, UnicodeDecodeError)
 
@@ -238,10 +242,12 @@ def _kind(file:Path)->str:
     if not file.is_file(): raise DraError(f"the archive {file} does not exist")
     with open(file, "rb") as f: head = f.read(512)
     found = [kind for magic, kind in _MAGIC.items() if head.startswith(magic)] or ["r:"]*(head[257:262] == b"ustar")
-    if not found: raise DraError(f"{file} is none of the archives that can be unpacked here (zip, tar, tar.gz, tar.xz, tar.bz2); unpack it by hand, or fetch it again")
+    if not found:
+        raise DraError(f"{file} is none of the archives that can be unpacked here (zip, tar, tar.gz, tar.xz, tar.bz2); "
+                       "unpack it by hand, or fetch it again")
     return found[0]
 
-# %% ../../nbs/data/10_download.ipynb #e59b4486
+# %% ../../nbs/data/10_download.ipynb #843289f3
 def _zip_members(archive:zipfile.ZipFile):
     "(name, size or -1 for a folder, fault, member) of each member"
     for o in archive.infolist():
@@ -257,7 +263,8 @@ def _tar_members(archive:tarfile.TarFile):
     "(name, size or -1 for a folder, fault, member) of each member; the whole archive is read once"
     for o in archive:
         if o.size < 0: raise tarfile.ReadError("negative size")
-        yield o.name, -1 if o.isdir() else o.size, "" if o.isfile() or o.isdir() else "is a link" if o.issym() or o.islnk() else "is a device or a pipe", o
+        fault = "" if o.isfile() or o.isdir() else "is a link" if o.issym() or o.islnk() else "is a device or a pipe"
+        yield o.name, -1 if o.isdir() else o.size, fault, o
     archive.fileobj.seek(archive.offset)
     if archive.fileobj.read(512) != bytes(512): raise tarfile.ReadError("no end mark")  # tarfile takes a missing end for the end
     while archive.fileobj.read(_CHUNK): pass  # to the check sum at the end of the compressed data
@@ -272,15 +279,15 @@ def _name_fault(name:str)->str:
     if any(o not in ("", ".") and not o.strip(". ") for o in parts): return "leads out of its folder"
     return "has a name with control characters" if any(ord(o) < 32 for o in name) else ""
 
-# %% ../../nbs/data/10_download.ipynb #8b0b51d6
+# %% ../../nbs/data/10_download.ipynb #11b019cb
 def _checked(members, file:Path, folder:Path, strip:int)->list:
     "(parts of the name, size or -1 for a folder, member) of what shall be unpacked; all faults are found here"
-    todo, names, total = [], set(), 0
+    todo, names, total, refusal = [], set(), 0, f"{file} is not unpacked, and nothing has been written, because its member"
     for name, size, fault, member in members:
-        if fault := fault or _name_fault(name): raise DraError(f"{file} is not unpacked, because its member {name!r} {fault}; nothing has been written. Fetch it from its authors again")
+        if fault := fault or _name_fault(name): raise DraError(f"{refusal} {name!r} {fault}. Fetch it from its authors again")
         parts = tuple(o for o in name.replace("\\", "/").split("/") if o not in ("", "."))
         if not parts[strip:] or parts[0] == "__MACOSX": continue
-        if size >= 0 and parts in names: raise DraError(f"{file} is not unpacked, because its member {name!r} is in it twice; nothing has been written. Unpack it by hand")
+        if size >= 0 and parts in names: raise DraError(f"{refusal} {name!r} is in it twice. Unpack it by hand")
         if size >= 0: names.add(parts); total += size
         todo.append((parts[strip:], size, member))
     if not names: raise DraError(f"{file} holds no files" + f" below {strip} leading folder(s)"*bool(strip))
@@ -302,7 +309,7 @@ def _members(file:Path):
         if isinstance(e, OSError) and e.errno: raise  # of the file system, not of the archive
         raise DraError(f"{file} is damaged or cut short ({e}); delete it, and fetch it again") from e
 
-# %% ../../nbs/data/10_download.ipynb #d35f27dc
+# %% ../../nbs/data/10_download.ipynb #01a31c50
 def _extract(file:Path, folder:Path, strip:int, progress:bool=False):
     "Unpack into a folder in which nothing of the archive exists yet"
     folder.mkdir(parents=True, exist_ok=True)
@@ -314,13 +321,14 @@ def _extract(file:Path, folder:Path, strip:int, progress:bool=False):
                 (place if size < 0 else place.parent).mkdir(parents=True, exist_ok=True)
                 if size < 0: continue
                 with open_member(member) as source, open(place, "xb") as f: shutil.copyfileobj(source, f, _CHUNK)
-            except FileExistsError as e: raise DraError(f"{file} is not unpacked: {'/'.join(parts)!r} is there already, perhaps in other letter case") from e
-            if place.stat().st_size != size: raise tarfile.ReadError(f"{'/'.join(parts)} is too short")
+            except FileExistsError as e:
+                raise DraError(f"{file} is not unpacked: {'/'.join(parts)!r} is there already, perhaps in other letter case") from e
 
-# %% ../../nbs/data/10_download.ipynb #17c28bd6
+# %% ../../nbs/data/10_download.ipynb #212f023d
 def _refuse_full(folder:Path):
     "A folder with content is not written to"
-    if folder.exists() and not (folder.is_dir() and not os.listdir(folder)): raise DraError(f"{folder} is there already; move it away, or choose another folder")
+    if folder.exists() and not (folder.is_dir() and not os.listdir(folder)):
+        raise DraError(f"{folder} is there already; move it away, or choose another folder")
 
 def _put(made:Path, folder:Path):
     "Give a finished folder its name"
@@ -343,7 +351,7 @@ def unpack(file,         # zip, tar, tar.gz, tar.xz or tar.bz2
         finally: shutil.rmtree(made, ignore_errors=True)
     return folder
 
-# %% ../../nbs/data/10_download.ipynb #3ab3a830
+# %% ../../nbs/data/10_download.ipynb #6d9cfb85
 def _counts(catalog)->str:
     "The numbers of a catalog in one line"
     table = summary(catalog)
@@ -356,7 +364,9 @@ def _present(dataset:Dataset, data:Path):
     folder = find_folder(data, dataset.folder)
     if folder is None or not os.listdir(folder): return None
     try: catalog = load_catalog(dataset.name, data)
-    except DraError as e: raise DraError(f"{folder} is there, but cannot be read as {dataset.title}: {e}\nMove the folder away or delete it, then download again") from e
+    except DraError as e:
+        raise DraError(f"{folder} is there, but cannot be read as {dataset.title}: {e}\n"
+                       "Move the folder away or delete it, then download again") from e
     print(f"{dataset.title} is in {folder}: {_counts(catalog)}")
     return Path(folder)
 

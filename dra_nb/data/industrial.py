@@ -159,7 +159,7 @@ def _aitex_anomalies(root:str, folder:str, masks:dict)->tuple:
         rows += [(path, o, "", "test", 1, defect, own[0] if len(own) == 1 else tuple(own)) for o in boxes]
     return rows, unmarked
 
-# %% ../../nbs/data/06_industrial.ipynb #fca6335c
+# %% ../../nbs/data/06_industrial.ipynb #4335bd6c
 @register("aitex", title="AITEX", domain="fabrics", folder="aitex",
           layout="NODefect_images/<fabric>/*.png  (141 strips of 4096 x 256 pixels)\nDefect_images/*.png  (106 strips)\nMask_images/*_mask.png\n"
                  "each folder may lie in one of the same name",
@@ -167,7 +167,7 @@ def _aitex_anomalies(root:str, folder:str, masks:dict)->tuple:
                 "https://www.aitex.es/wp-content/uploads/2019/07/Defect_images.7z and so on) and unpack them side by side with 7-Zip, "
                 "or download https://www.kaggle.com/datasets/nexuswho/aitex-fabric-image-database",
           licence="not stated by its authors", classes=tuple(_AITEX_CLASSES.values()), extras=("*_mask.png", "*_mask1.png", "*_mask2.png"),
-          expected={"": {"train": 1692, "test": 564, "*": 183}},
+          expected={"": {"train": 1692, "test": 564, "*": 183}}, complete={"": {"*": None}},
           deviations="The strip 0100_025_08 has no mask and the mask of 0106_010_03 is empty, so neither gives anomalous tiles here; "
                      "0044_019_04 and 0097_030_03 have two masks each, which are combined. What the paper's authors did with these four is not documented.")
 def read_aitex(root,             # folder with NODefect_images/, Defect_images/ and Mask_images/

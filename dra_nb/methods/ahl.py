@@ -131,7 +131,7 @@ def fill_pool(pool:Pool,                 # from `plan_pool`
                 if len(pool.maps) == scale: pool.maps.append(torch.empty(len(pool.items), *M.shape[1:], dtype=torch.half, device=M.device))
                 pool.maps[scale][places.to(M.device)] = M.half()
 
-# %% ../../nbs/methods/10_ahl.ipynb #b666d93c
+# %% ../../nbs/methods/10_ahl.ipynb #97e6d260
 class Heads(nn.Module):
     "Heads as one function of stored feature maps, so that it can be called with other parameters"
     def __init__(self, heads:nn.ModuleDict):
@@ -150,10 +150,12 @@ def adapt(phi:Heads,     # takes the result
     "Train a copy of the unified model on a support set (eq. 1)"
     phi.load_state_dict(g.state_dict())
     optimiser = torch.optim.Adam(phi.parameters(), lr=lr, fused=True)
-    for levels, labels in batches:
-        optimiser.zero_grad()
-        loss(phi(levels), labels).backward()
-        optimiser.step()
+    kind = next(phi.parameters()).device.type
+    with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False):  # a cached weight would miss the steps
+        for levels, labels in batches:
+            optimiser.zero_grad()
+            loss(phi(levels), labels).backward()
+            optimiser.step()
     return {k: p.detach() - q.detach() for (k, p), q in zip(phi.named_parameters(), g.parameters())}
 
 def shifted(g:Heads,       # the unified model
@@ -229,7 +231,7 @@ class Rounds:
         now, self.queue = self.queue[:n], self.queue[n:]
         return now
 
-# %% ../../nbs/methods/10_ahl.ipynb #61c8228c
+# %% ../../nbs/methods/10_ahl.ipynb #ab00c739
 class AHL(Method):
     "Heads of a trained base model, refined on simulated open sets"
     def __init__(self,
@@ -277,7 +279,8 @@ class AHL(Method):
     def _freeze(self, refined):
         "What learns: the base model, or what refines it"
         self.refined.fill_(refined)
-        for part, learns in ((self.base, not refined), (self.unified, refined), (self.sequence, refined)): part.requires_grad_(learns).zero_grad()
+        learns = ((self.base, not refined), (self.unified, refined), (self.sequence, refined and self.weighting == "sequence"))
+        for part, yes in learns: part.requires_grad_(yes).zero_grad()
         self.train(self.training)
 
     def train(self, mode=True):
@@ -315,9 +318,7 @@ class AHL(Method):
 
     def training_step(self, batch:Batch)->dict:
         "The base model's losses; without a batch, one round of the second stage"
-        if batch is not None: return self.base.training_step(batch)
-        kind = self.refined.device.type  # cached casts of weights would outlive an inner step
-        with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False): return self._round()
+        return self._round() if batch is None else self.base.training_step(batch)
 
     def _round(self)->dict:
         "Base models from g, their weighted query losses, the sequence model's loss (eq. 4, 5)"
@@ -363,11 +364,11 @@ class AHL(Method):
         with torch.autocast(history[0].device.type, enabled=False): return self.sequence(torch.stack(history, 1))
 
     def _sequence_loss(self):
-        "Squared error of one prediction, at a random time (eq. 5)"
+        "Squared error of the prediction for a random epoch (eq. 5); before the first, all was as in the first"
         r = self.rounds
-        if len(r.history) <= self.K: return r.costs.new_zeros(())
-        at = torch.randint(len(r.history) - self.K, (), generator=r.generator).item()
-        return F.mse_loss(self._predict(r.history[at:at + self.K]), r.history[at + self.K])
+        if not r.history: return r.costs.new_zeros(())
+        t = torch.randint(1, max(2, len(r.history)), (), generator=r.generator).item()
+        return F.mse_loss(self._predict([r.history[max(0, k)] for k in range(t - self.K, t)]), r.history[min(t, len(r.history) - 1)])
 
     def head_scores(self, images)->dict:
         "Contribution of each head to the anomaly score, (B,) each, as in the base model"

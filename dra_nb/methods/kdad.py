@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['WIDTHS', 'KDAD_SCHEDULE', 'compared_stages', 'scored_stages', 'cloner_widths', 'cloner_block', 'Cloner', 'cropped',
-           'direction', 'value', 'KDAD', 'kdad']
+           'direction', 'value', 'discrepancies', 'KDAD', 'kdad']
 
-# %% ../../nbs/methods/06_kdad.ipynb #ccb15830
+# %% ../../nbs/methods/06_kdad.ipynb #6c8db61b
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -70,7 +72,7 @@ def cropped(student:torch.Tensor,  # (B, C, h' >= h, w' >= w)
     "The cloner's map at the size of the teacher's"
     return student[..., :teacher.shape[2], :teacher.shape[3]].float()
 
-# %% ../../nbs/methods/06_kdad.ipynb #cb9d1655
+# %% ../../nbs/methods/06_kdad.ipynb #b44d8de5
 def direction(student:torch.Tensor,  # (B, C, h, w)
               teacher:torch.Tensor,  # (B, C, h, w)
              )->torch.Tensor:        # (B,) in [0, 2]
@@ -83,7 +85,14 @@ def value(student:torch.Tensor,  # (B, C, h, w)
     "Mean squared difference of two maps"
     return (student - teacher).square().mean((1, 2, 3))
 
-# %% ../../nbs/methods/06_kdad.ipynb #4c483df7
+def discrepancies(pairs,       # yields (cloner's map, teacher's map) of each stage
+                  lam:float,   # weight of the value term; 0: direction alone
+                 )->dict:      # direction and value, (B,) each
+    "The two terms, summed over the stages"
+    parts = [{"direction": direction(s, t)} | ({"value": lam*value(s, t)} if lam else {}) for s, t in pairs]
+    return {k: sum(p[k] for p in parts) for k in parts[0]}
+
+# %% ../../nbs/methods/06_kdad.ipynb #1412bf71
 class KDAD(Method):
     "Teacher and cloner; the anomaly score is their discrepancy"
     needs_anomalies = False
@@ -91,9 +100,12 @@ class KDAD(Method):
     def __init__(self,
                  backbone,               # the teacher, see models.backbone
                  lam:float=0.5,          # weight of the value term; 0: direction alone
-                 mean_std:bool=False):   # False: both networks get images in [0, 1], as in the source
+                 mean_std:bool=False,    # False: both networks get images in [0, 1], as in the source
+                 rotation:float=0.0):    # training images are turned by up to so many degrees to either side
         super().__init__()
         if lam < 0: raise DraError(f"lam is the weight of the value term, 0 or more, not {lam}")
+        if not 0 <= rotation <= 180: raise DraError(f"rotation is in degrees, 0 to 180, not {rotation}")
+        self.rotation = rotation
         self.lam, self.mean_std, self.min_size = lam, mean_std, backbone.reduction
         self.compared = compared_stages(backbone)
         self.scored = scored_stages(self.compared)
@@ -114,21 +126,17 @@ class KDAD(Method):
         own = self.cloner(images)
         for r in stages: yield cropped(own[r], known[self.compared[r]]), known[self.compared[r]].float()
 
-    def _discrepancy(self, images, stages)->dict:
-        "Sums over stages: direction and, weighted, value, (B,) each"
-        parts = {"direction": [], "value": []}
-        for s, t in self._pairs(images, stages):
-            parts["direction"].append(direction(s, t))
-            parts["value"].append(self.lam*value(s, t))
-        return {k: sum(v) for k, v in parts.items() if k == "direction" or self.lam}
+    def sampler(self, stage, split, schedule, generator):
+        "Normals only: given anomalies are out of reach, a schedule that asks for them is refused"
+        return super().sampler(stage, replace(split, given=split.given[:0]), schedule, generator)
 
     def training_step(self, batch:Batch)->dict:
         "Mean discrepancy over the batch and all compared stages"
-        return {k: v.mean() for k, v in self._discrepancy(batch.images, self.compared).items()}
+        return {k: v.mean() for k, v in discrepancies(self._pairs(batch.images, self.compared), self.lam).items()}
 
     def head_scores(self, images)->dict:
         "Discrepancy over the scored stages: direction and value"
-        return self._discrepancy(images, self.scored)
+        return discrepancies(self._pairs(images, self.scored), self.lam)
 
     def score_map(self, images)->torch.Tensor:
         "Discrepancy of every patch, summed over the scored stages, (B, h, w) at the size of the finest of them"
@@ -138,7 +146,7 @@ class KDAD(Method):
             maps.append(F.interpolate(m[:, None], size=(maps[0] if maps else m).shape[-2:], mode="bilinear", align_corners=False)[:, 0])
         return torch.stack(maps).sum(0)
 
-# %% ../../nbs/methods/06_kdad.ipynb #d56f096e
+# %% ../../nbs/methods/06_kdad.ipynb #b0a896cc
 KDAD_SCHEDULE = Schedule(epochs=128, steps=20, batch=64, anomalies=0, lr=1e-3, weight_decay=0.0, decay_every=0, clip=0.0)
 
 @register("kdad", "KDAD", "Salehi, Sadjadi, Baselizadeh, Rohban, Rabiee. CVPR 2021", supervision="normals only",
@@ -146,6 +154,7 @@ KDAD_SCHEDULE = Schedule(epochs=128, steps=20, batch=64, anomalies=0, lr=1e-3, w
 def kdad(backbone,
          lam:float=0.5,          # weight of the value term; the authors: 0.5 for MVTec AD, 0.01 else; 0: direction alone
          mean_std:bool=False,    # True: both networks get images normalised by ImageNet's mean and standard deviation
+         rotation:float=0.0,     # training images are turned by up to so many degrees; the loop's 180 would cost AUROC
         )->KDAD:
     "KDAD with any registered backbone as the teacher"
-    return KDAD(backbone, lam, mean_std)
+    return KDAD(backbone, lam, mean_std, rotation)

@@ -55,13 +55,14 @@ class Batch:
     labels:torch.Tensor           # (B,): 0 normal, 1 seen anomaly, 2 pseudo anomaly, 3 outlier from an external dataset
     references:torch.Tensor=None  # (R, 3, H, W) normal reference images, if the method needs them
 
-# %% ../../nbs/methods/00_method.ipynb #e780cf99
+# %% ../../nbs/methods/00_method.ipynb #a98aabbf
 class Method(nn.Module):
     "A detector: network, losses and score; sub-classes fill in `training_step` and `head_scores`"
     n_reference = 0           # reference images per step and for scoring
     fresh_references = False  # True: a new random set at every training step
     pseudo = 0.0              # share of the normal slots of a batch that become pseudo anomalies
     pseudo_source = "cutmix"  # how they are made: a key of data.pseudo.PSEUDO, or an external dataset whose images they are
+    rotation = 180.0          # training images are turned by up to so many degrees to either side; 0: they stay upright
     outliers = ""             # external dataset whose images join every batch with label 3; "": none
     outlier_share = 0.0       # how many, per image of the batch
     needs_anomalies = True    # False: learns from normals (and pseudo anomalies) alone

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIDDLE', 'levels_of', 'cut_after', 'patch_features', 'full_precision', 'greedy_coreset', 'project', 'nearest',
-           'crowd_weight', 'draw_patches', 'PatchCore', 'patchcore']
+           'crowd_weight', 'draw_patches', 'fill', 'check_settings', 'PatchCore', 'patchcore']
 
 # %% ../../nbs/methods/09_patchcore.ipynb #0a18b1d3
 import torch
@@ -93,19 +93,18 @@ def nearest(queries:torch.Tensor,  # (Q, d) float32
         parts.append((torch.stack([(q - memory[r]).norm(dim=1) for r in rows.T], 1), rows))
     return tuple(torch.cat(p) for p in zip(*parts))
 
-# %% ../../nbs/methods/09_patchcore.ipynb #2456fca9
+# %% ../../nbs/methods/09_patchcore.ipynb #a45fc45c
 def crowd_weight(patch:torch.Tensor,   # (B, d) most anomalous patch of each image
                  row:torch.Tensor,     # (B,) row of the memory nearest to it, m*
                  memory:torch.Tensor,  # (M, d)
                  b:int,                # neighbours of m*, itself included
                 )->torch.Tensor:       # (B,) in [1 - 1/b, 1)
     "The factor of eq. 7: small where the nearest normal stands in a crowd"
-    neighbours = nearest(memory[row], memory, min(b, len(memory)))[1]
-    others = (neighbours != row[:, None]).float().argsort(dim=1, stable=True)  # m* first, also among equals of it
-    neighbours = torch.cat([row[:, None], neighbours.gather(1, others)[:, 1:]], 1)
-    return 1 - (patch[:, None] - memory[neighbours]).norm(dim=2).softmax(1)[:, 0]
+    neighbours = memory[nearest(memory[row], memory, min(b, len(memory)))[1]]
+    to_star, to_all = (patch - memory[row]).norm(dim=1), (patch[:, None] - neighbours).norm(dim=2)
+    return 1 - torch.exp(to_star - to_all.logsumexp(1))
 
-# %% ../../nbs/methods/09_patchcore.ipynb #c758aa41
+# %% ../../nbs/methods/09_patchcore.ipynb #88ff358e
 def draw_patches(features:torch.Tensor,  # (B, P, C)
                  n:int,                  # patches per image
                 )->torch.Tensor:         # (B min(n, P), C)
@@ -115,30 +114,45 @@ def draw_patches(features:torch.Tensor,  # (B, P, C)
     rows = torch.rand(B, P).topk(n, dim=1).indices.to(features.device)
     return features.gather(1, rows[..., None].expand(-1, -1, C)).reshape(-1, C)
 
-# %% ../../nbs/methods/09_patchcore.ipynb #b1b00724
+def fill(features,         # yields (B, P, C): patches of the normals, portion by portion
+         images:int,       # number of normals
+         ratio:float,      # share of all patches that are kept, (0, 1]
+         largest:int,      # patches kept at most
+         pool:int,         # patches they are chosen from at most, but at least one per image
+         projection:int,   # dimensions in which they are chosen; 0: all
+        )->torch.Tensor:   # (M, C)
+    "The memory: a coreset of a random pool of the patches (eq. 5)"
+    parts, total = [], 0
+    for f in features:
+        total += f.shape[0]*f.shape[1]
+        parts.append(draw_patches(f, max(1, pool//images)))
+    points = torch.cat(parts)
+    n = min(max(1, round(ratio*total)), largest, len(points))
+    with full_precision(points): return points[greedy_coreset(project(points, projection), n)]
+
+# %% ../../nbs/methods/09_patchcore.ipynb #b83fa0e1
+def check_settings(ratio, largest, pool, projection, neighbours, reweight):
+    "Raise what is wrong with the settings of PatchCore"
+    if not 0 < ratio <= 1: raise DraError(f"ratio is the share of the patches that are kept, above 0 and at most 1, not {ratio}")
+    for name, value in dict(largest=largest, pool=pool, neighbours=neighbours).items():
+        if value < 1: raise DraError(f"{name} must be at least 1, not {value}")
+    if projection < 0: raise DraError(f"projection must be a number of dimensions, or 0 for none, not {projection}")
+    if reweight < 0 or reweight == 1: raise DraError(f"reweight is b of eq. 7, at least 2, or 0 for no weight; {reweight} makes no sense")
+
+# %% ../../nbs/methods/09_patchcore.ipynb #84b373de
 class PatchCore(Method):
     "Memory of normal patch features with nearest-neighbour score (eq. 1 to 7); the backbone stays as it is"
     needs_anomalies = needs_steps = False
     learned = ("memory",)
 
-    def __init__(self,
-                 backbone,              # pre-trained, see models.backbone
-                 levels:tuple=(),       # pixels per patch of the stages; (): 8 and 16, as far as the backbone has them
-                 ratio:float=0.1,       # share of all patches that are kept, (0, 1]
-                 largest:int=2500,      # patches kept at most
-                 pool:int=100_000,      # patches that they are chosen from, at most (at least one per image)
-                 projection:int=128,    # dimensions in which they are chosen; 0: all
-                 neighbours:int=1,      # k, over whose distances a patch's score is averaged
-                 reweight:int=3):       # b of eq. 7; 0: no weight
+    def __init__(self, backbone, levels=(), ratio=0.1, largest=2500, pool=100_000, projection=128, neighbours=1, reweight=3):  # see `patchcore`
         super().__init__()
-        if not 0 < ratio <= 1: raise DraError(f"ratio is the share of the patches that are kept, above 0 and at most 1, not {ratio}")
-        for name, value in dict(largest=largest, pool=pool, neighbours=neighbours).items():
-            if value < 1: raise DraError(f"{name} must be at least 1, not {value}")
-        if projection < 0: raise DraError(f"projection must be a number of dimensions, or 0 for none, not {projection}")
-        if reweight < 0 or reweight == 1: raise DraError(f"reweight is b of eq. 7, at least 2, or 0 for no weight; {reweight} would make every score 0")
+        check_settings(ratio, largest, pool, projection, neighbours, reweight)
         self.levels = levels_of(backbone, tuple(levels))
         self.backbone, self.min_size = cut_after(backbone, self.levels[-1]).requires_grad_(False), self.levels[-1]
-        self.ratio, self.largest, self.pool, self.projection, self.neighbours, self.reweight = ratio, largest, pool, projection, neighbours, reweight
+        self.keep = dict(ratio=ratio, largest=largest, pool=pool, projection=projection)
+        self.neighbours, self.reweight = neighbours, reweight
+        self.train()
 
     def stages(self, schedule): return []  # nothing to learn by gradient
 
@@ -149,43 +163,33 @@ class PatchCore(Method):
         return self
 
     def _patches(self, images):  # (B, 3, H, W) -> (B, h, w, C)
-        maps = self.backbone.stages(images)
-        return patch_features([m for m, r in zip(maps, self.backbone.stage_reductions) if r in self.levels])
+        return patch_features([m for m, r in zip(self.backbone.stages(images), self.backbone.stage_reductions) if r in self.levels])
 
     @torch.no_grad()
     def finish(self, data):
         "Fill the memory: buffer `memory` (M, C)"
-        rows, parts, total = data.split.normal, [], 0
-        for images in data.batches(rows, size=32):
-            every = self._patches(images).flatten(1, 2)
-            total += every.shape[0]*every.shape[1]
-            parts.append(draw_patches(every, max(1, self.pool//len(rows))))
-        points = torch.cat(parts)
-        n = min(max(1, round(self.ratio*total)), self.largest, len(points))
-        with full_precision(points): kept = greedy_coreset(project(points, self.projection), n)
-        self.register_buffer("memory", points[kept])
+        normal = data.split.normal
+        self.register_buffer("memory", fill((self._patches(x).flatten(1, 2) for x in data.batches(normal, size=32)), len(normal), **self.keep))
 
     def _search(self, images):
-        "Patches (B, P, C), distance to and row of their nearest neighbours in the memory (B, P, k), and (h, w)"
+        "Patches (B, h, w, C), distance to and row of their nearest neighbours in the memory (B, h, w, k)"
         if not hasattr(self, "memory"): raise DraError("this method has no memory of normal patches yet: train it (`fit` fills the memory) before scoring")
         patches = self._patches(images)
-        B, h, w, C = patches.shape
-        with full_precision(patches): d, rows = nearest(patches.reshape(-1, C), self.memory, min(self.neighbours, len(self.memory)))
-        return patches.reshape(B, h*w, C), d.view(B, h*w, -1), rows.view(B, h*w, -1), (h, w)
+        with full_precision(patches): found = nearest(patches.flatten(0, 2), self.memory, min(self.neighbours, len(self.memory)))
+        return patches, *(f.view(*patches.shape[:3], -1) for f in found)
 
     def head_scores(self, images)->dict:
         "Distance of the most anomalous patch, weighted (eq. 6, 7)"
-        patches, d, rows, _ = self._search(images)
-        d, i = d.mean(2).max(1)
+        patches, d, rows = (v.flatten(1, 2) for v in self._search(images))
+        d, worst = d.mean(2).max(1)
         if self.reweight and len(self.memory) > 1:
-            one = torch.arange(len(i), device=i.device)
-            with full_precision(patches): d = d*crowd_weight(patches[one, i], rows[one, i, 0], self.memory, self.reweight)
+            image = torch.arange(len(worst), device=worst.device)
+            with full_precision(d): d = d*crowd_weight(patches[image, worst], rows[image, worst, 0], self.memory, self.reweight)
         return {"distance": d}
 
     def score_map(self, images)->torch.Tensor:
         "Distance of every patch, (B, h, w) at the resolution of the finest level"
-        _, d, _, size = self._search(images)
-        return d.mean(2).unflatten(1, size)
+        return self._search(images)[1].mean(3)
 
 # %% ../../nbs/methods/09_patchcore.ipynb #e1e894b4
 @register("patchcore", "PatchCore", "Roth, Pemula, Zepeda, Schölkopf, Brox, Gehler. CVPR 2022", supervision="normals only",

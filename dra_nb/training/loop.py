@@ -38,12 +38,12 @@ def pick_precision(precision:str,        # "auto", "fp32" or "bf16"
     fast = any(getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return "bf16" if fast else "fp32"
 
-# %% ../../nbs/training/00_loop.ipynb #05567aad
+# %% ../../nbs/training/00_loop.ipynb #57bd08bf
 def _augment(images, pseudo, generator, method, outliers):
     "Pseudo anomalies in the rows where `pseudo` (bool, on the CPU), then rotation; images (B, 3, H, W) in [0, 1]"
     rows, make = pseudo.nonzero().flatten().to(images.device), PSEUDO.get(method.pseudo_source)
     if len(rows): images[rows] = make(images[rows], generator) if make else outliers.draw(len(rows), generator).to(images.device)
-    return random_rotation(images, generator)
+    return random_rotation(images, generator, method.rotation) if method.rotation else images
 
 def make_batch(store,          # ImageStore
                index,          # BatchIndex: rows, labels, references
