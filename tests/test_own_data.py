@@ -2,7 +2,7 @@
 import os
 from collections import Counter
 
-import pytest
+import numpy as np, pytest
 
 from conftest import dra_nb, mvtec_folder, picture, python, refused, short_spec, succeeded
 from dra_nb.core import DraError
@@ -196,3 +196,20 @@ def test_a_run_on_crops_from_a_csv(tmp_path):
     assert run_missing([spec], Place(str(tmp_path)), runs, progress=False)["done"] == 1
     scores = runs.scores(spec)
     assert len(scores) == 2*2 + 2*9 - 10 and set(scores.path) <= {f"{i}.png" for i in range(16)}  # two crops each; ten anomalies are withheld
+
+def test_any_folder_serves_as_outliers(tmp_path):
+    "A run takes its pseudo anomalies from a folder of pictures in no layout; as a dataset such a folder is refused"
+    from dra_nb.experiments.engine import Place, check, execute
+    from dra_nb.experiments.runs import Runs
+    mvtec_folder(tmp_path/"data"/"parts")
+    (tmp_path/"data"/"holiday"/"sea").mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    for name in ("a.png", "b.JPG", "sea/c.png"): picture("dent", rng, 50).save(tmp_path/"data"/"holiday"/name)
+    place, runs = Place(str(tmp_path/"data"), device="cpu"), Runs(tmp_path/"runs")
+    for method, settings in (("dra", {"n_reference": 3, "pseudo_source": "holiday"}), ("saoe", {"outliers": "holiday"})):
+        spec = short_spec("parts", method=method, settings=settings)
+        check([spec], place)
+        assert 0 <= execute(spec, place, runs)["auroc"] <= 1
+        assert list(runs.read(spec)["provenance"]["outliers"]) == ["holiday"]
+    with pytest.raises(DraError, match="holds none of what is expected"): check([short_spec("holiday")], place)
+    with pytest.raises(DraError, match="unknown dataset 'holidya'"): check([short_spec("parts", method="dra", settings={"n_reference": 3, "pseudo_source": "holidya"})], place)

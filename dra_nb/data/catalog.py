@@ -87,11 +87,12 @@ def _check_utf8(names:list):
         try: name.encode()
         except UnicodeEncodeError: raise DraError(f"the file name {name.encode('utf-8', 'replace').decode()!r} is not UTF-8 text; rename the file") from None
 
-# %% ../../nbs/data/00_catalog.ipynb #4974872b
+# %% ../../nbs/data/00_catalog.ipynb #d48444a3
 def make_catalog(rows:Iterable,    # tuples in the order of `COLUMNS`, or a DataFrame with these; paths relative to `root` with forward slashes
                  root,             # folder of the dataset
                  name:str="",      # name of the dataset
                  left_out=None,    # {why: names or globs of images below `root` that are no samples by rule}
+                 check:bool=True,  # False: normals alone will do
                 )->pd.DataFrame:   # rows sorted by (category, split, path, box)
     "The catalog of a dataset from the rows that a reader yields"
     root = os.path.abspath(os.path.expanduser(root)).replace(os.sep, "/")
@@ -104,7 +105,7 @@ def make_catalog(rows:Iterable,    # tuples in the order of `COLUMNS`, or a Data
         "label": np.array(label, dtype=np.int64), "defect": defect,
         "mask": _objects([below(o) for o in mask])}).iloc[_order(path, box, split, category)].reset_index(drop=True)
     catalog.attrs = {"dataset": name, "root": root} | ({"left_out": {k: list(v) for k, v in left_out.items()}} if left_out else {})
-    return check_catalog(catalog)
+    return check_catalog(catalog) if check else catalog
 
 # %% ../../nbs/data/00_catalog.ipynb #dc70441e
 def check_catalog(catalog:pd.DataFrame,  # a catalog
@@ -275,9 +276,10 @@ def _own_place(name:str, data, known:dict)->str:
     if name not in tables: choose("dataset", name, [*known, *found])
     return os.path.join(data, found.get(name, name))
 
-# %% ../../nbs/data/00_catalog.ipynb #daecab7b
+# %% ../../nbs/data/00_catalog.ipynb #8c4b90c3
 def load_catalog(name:str,     # a name in `DATASETS`, or a folder or csv file below `data`, see `dra_nb.data.own`
                  data=None,    # folder that holds one folder per dataset; not needed for the embedded textures
+                 loose:bool=False,# True: a folder of images in no layout will do, all of them normals (outlier exposure)
                 )->pd.DataFrame:  # catalog with `attrs` {"dataset": name, "root": folder}
     "The catalog of a dataset"
     data = None if data is None else os.path.expanduser(data)
@@ -285,7 +287,7 @@ def load_catalog(name:str,     # a name in `DATASETS`, or a folder or csv file b
     if name in known: catalog = known[name].reader(_dataset_folder(known[name], data))
     else:
         from dra_nb.data.own import read_own
-        catalog = read_own(_own_place(name, data, known))
+        catalog = read_own(_own_place(name, data, known), loose)
     catalog.attrs["dataset"] = name
     return catalog
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NORMAL_FOLDERS', 'ANOMALY_FOLDERS', 'PAIR_LAYOUT', 'FIELDS', 'LABELS', 'LIST_NAME', 'read_pair', 'read_list',
-           'read_own']
+           'read_loose', 'read_own']
 
 # %% ../../nbs/data/08_own.ipynb #823b9715
 import os, re, warnings
@@ -240,8 +240,21 @@ def read_list(file,             # csv file, see the table above
     _refuse(file, table, key.duplicated(), "path", "is there already", "name each image once, or once per box")
     return make_catalog(rows, root, os.path.splitext(os.path.basename(file))[0])
 
-# %% ../../nbs/data/08_own.ipynb #c645a1c6
+# %% ../../nbs/data/08_own.ipynb #6c29f431
+def read_loose(root,             # folder with images, directly or in sub-folders
+              )->pd.DataFrame:   # catalog of train normals
+    "Read a folder of images that has no layout"
+    rows = []
+    for folder, folders, _ in os.walk(root):
+        folders[:] = [o for o in folders if o[0] != "."]
+        below = os.path.relpath(folder, root).replace(os.sep, "/")
+        rows += [(name if below == "." else f"{below}/{name}", None, "", "train", 0, "", None) for name in list_images(folder, required=False)]
+    if not rows: raise DraError(f"{root} holds no image, neither directly nor in its sub-folders")
+    return make_catalog(rows, root, os.path.basename(os.path.abspath(root)), check=False)
+
+# %% ../../nbs/data/08_own.ipynb #86ddd616
 def read_own(path,             # a csv file, or a folder in one of the layouts above
+             loose:bool=False, # True: a folder in none of them will do, see `read_loose`
             )->pd.DataFrame:   # catalog
     "Read a user's own images"
     path = os.path.expanduser(path)
@@ -251,6 +264,7 @@ def read_own(path,             # a csv file, or a folder in one of the layouts a
     if os.path.isfile(table): return read_list(table)
     if any(o.lower() in NORMAL_FOLDERS + ANOMALY_FOLDERS for o in folders): return read_pair(path)
     if any(not {"train", "test"}.isdisjoint(list_folders(os.path.join(path, o))) for o in folders): return read_mvtec(path)
+    if loose and os.path.isdir(path): return read_loose(path)
     what = "holds none of what is expected" if os.path.isdir(path) else "does not exist"
     raise DraError(f"{path} {what}. Either MVTec layout:\n{MVTEC_LAYOUT}\nor a pair of folders:\n{PAIR_LAYOUT}\n"
                    f"or a file {LIST_NAME} with the columns path, label and, if wanted, {', '.join(FIELDS[2:])}")

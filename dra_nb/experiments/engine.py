@@ -28,7 +28,7 @@ from ..models.backbone import create_backbone, weights_id
 from ..training.loop import check_training, fine_tune, fit, pick_device, pick_precision, score_rows, tuning_schedule
 from ..training.metrics import evaluate
 
-# %% ../../nbs/experiments/03_engine.ipynb #9beaf603
+# %% ../../nbs/experiments/03_engine.ipynb #67cd5b72
 @dataclass(frozen=True)
 class Place:
     "Where runs happen: folders and device, nothing that changes a result"
@@ -38,10 +38,10 @@ class Place:
     precision:str = "auto"  # see training.loop.pick_precision
 
 @lru_cache(maxsize=4)
-def _catalog(dataset, data): return load_catalog(dataset, data)
+def _catalog(dataset, data, loose=False): return load_catalog(dataset, data, loose)
 
 @lru_cache(maxsize=3)
-def _store(dataset, data, size): return open_store(_catalog(dataset, data), size)
+def _store(dataset, data, size, loose=False): return open_store(_catalog(dataset, data, loose), size)
 
 def _splits(spec, place):
     "The Splits of a spec, one for each training; the last one holds the test set"
@@ -52,7 +52,7 @@ def _splits(spec, place):
 def _outliers(spec, method, place):
     "The external images that a method draws from, or None"
     name = outlier_source(method)
-    if name: return Outliers(_store(name, place.data, spec.image_size), outlier_rows(_catalog(name, place.data), spec.dataset, spec.category))
+    if name: return Outliers(_store(name, place.data, spec.image_size, loose=True), outlier_rows(_catalog(name, place.data, loose=True), spec.dataset, spec.category))
 
 # %% ../../nbs/experiments/03_engine.ipynb #26d43858
 def check(specs,          # list of RunSpec
@@ -72,7 +72,7 @@ def check(specs,          # list of RunSpec
         _outliers(s, methods[kind], place)
     for dataset, size in sorted({(s.dataset, s.image_size) for s in specs}): _store(dataset, place.data, size)
 
-# %% ../../nbs/experiments/03_engine.ipynb #f5a292d4
+# %% ../../nbs/experiments/03_engine.ipynb #e4b1ddf9
 def execute(spec:RunSpec,   # what to run
             place:Place,    # where
             runs:Runs,      # where the record goes
@@ -92,7 +92,7 @@ def execute(spec:RunSpec,   # what to run
     table = pd.DataFrame(dict(path=np.array(relative_paths(catalog), object)[split.test], label=test.label.to_numpy(), defect=test.defect.to_numpy(), seen=split.seen)
                          | {k if k == "score" else f"score_{k}": v for k, v in scores.items()})
     timing = dict(seconds=time.perf_counter() - start, training=history.seconds, batches=history.seconds_batches, images=history.images)
-    sources = {name: fingerprint(_catalog(name, place.data), times=False) for name in filter(None, [outlier_source(method)])}
+    sources = {name: fingerprint(_catalog(name, place.data, loose=True), times=False) for name in filter(None, [outlier_source(method)])}
     origin = provenance(history.device, history.precision) | dict(dataset=fingerprint(catalog, times=False), weights=spec.weights, outliers=sources)
     if save: save_method(method, save)
     runs.write(spec, metrics, timing, origin | dict(losses=history.losses), table)

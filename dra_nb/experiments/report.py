@@ -178,17 +178,22 @@ def table_wide(compared:pd.DataFrame,  # from `compare`
     names = pd.MultiIndex.from_tuples([(shots_title(s), method_title(m)) for s, m in columns], names=["Given", "Method"])
     return pd.DataFrame(wide, index=rows.unique(), columns=names)
 
-# %% ../../nbs/experiments/04_report.ipynb #777d2ac3
+# %% ../../nbs/experiments/04_report.ipynb #74eb9f5f
 def _known_titles(wide):
     "Row labels; the column of known classes only where there are any"
     return [[d, k] for d, k in wide.index] if any(k for _, k in wide.index) else [[d] for d, _ in wide.index]
+
+def _column_title(wide, upper, lower):
+    "DRA, ten-shot; or, with methods as rows: ELPV mono"
+    if wide.columns.names[0] == "Dataset": return f"{upper} {lower}".rstrip()
+    return f"{lower}, {upper}" if upper != "no anomalies" else lower
 
 def to_markdown(wide:pd.DataFrame,  # from `table_wide(..., markup="md")`
                 caption:str="",     # printed above the table
                )->str:              # a pipe table
     "A wide table as Markdown"
     labels = _known_titles(wide)
-    head = [*wide.index.names[:len(labels[0])], *[", ".join(filter(None, [m, s if s != "no anomalies" else ""])) for s, m in wide.columns]]
+    head = [*wide.index.names[:len(labels[0])], *[_column_title(wide, *names) for names in wide.columns]]
     lines = [head, ["---"]*len(head)]
     for label, cells in zip(labels, wide.to_numpy()):
         lines.append([*label, *[c.replace("\n", "<br>") for c in cells]])

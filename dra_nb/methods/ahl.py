@@ -27,7 +27,7 @@ from .dra import PRESETS, dra, head_targets, level_scores
 from .method import Batch, Method, register
 from ..models.losses import masked_mean
 
-# %% ../../nbs/methods/10_ahl.ipynb #6337b9cb
+# %% ../../nbs/methods/10_ahl.ipynb #523a51e4
 MEMBERS = 3     # the smallest cluster
 WATCHED = 40    # rows of the pool that the sequence model follows, of normals, given and pseudo anomalies each
 MARGIN = 5      # a of the deviation loss
@@ -36,12 +36,16 @@ def cluster_normals(features:np.ndarray,  # (n, c') mean patch feature of each n
                     clusters:int,         # C, the most there may be
                     seed:int,             # of k-means
                    )->list:               # of (m,) int64 tensors: the members of each cluster; two at least
-    "Clusters of normals by k-means; fewer where one would be too small"
+    "Clusters of normals by k-means; what would be too small a cluster is set aside and joins the nearest"
     from sklearn.cluster import KMeans
     n = len(features)
     for k in range(min(clusters, n//MEMBERS), 1, -1):
-        labels = torch.as_tensor(KMeans(k, n_init=10, random_state=seed % 2**32).fit_predict(features)).long()
-        if torch.bincount(labels, minlength=k).min() >= MEMBERS: return [(labels == i).nonzero().flatten() for i in range(k)]
+        rows = np.arange(n)
+        while len(rows) >= k*MEMBERS:
+            model = KMeans(k, n_init=10, random_state=seed % 2**32).fit(features[rows])
+            sizes = np.bincount(model.labels_, minlength=k)
+            if sizes.min() >= MEMBERS: return [torch.as_tensor(np.flatnonzero(model.predict(features) == i)) for i in range(k)]
+            if len(rows) == len(rows := rows[sizes[model.labels_] >= MEMBERS]): break
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     return [order[:(n + 1)//2], order[(n + 1)//2:] if n > 1 else order]
 
