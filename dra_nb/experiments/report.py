@@ -297,15 +297,16 @@ def plot_values(compared:pd.DataFrame,  # from `compare`
     t["mean"] = (t.known_class == "mean") | (t.category == "mean")
     return t[["facet", "row", "mean", "method", "auroc", "std", "published", "published_std", "missing", "expected"]]
 
-# %% ../../nbs/experiments/04_report.ipynb #108e192e
-_COLORS = {"kdad": 7, "devnet": 0, "flos": 2, "saoe": 1, "mlep": 9, "dra": 3, "dra_cutmix": 3}
+# %% ../../nbs/experiments/04_report.ipynb #dd7fc2e6
+_COLORS = {"kdad": 7, "devnet": 0, "flos": 2, "saoe": 1, "mlep": 9, "dra": 3, "dra_cutmix": 3,
+           "deep_sad": 4, "minns": 5, "patchcore": 6, "ahl_devnet": 8, "ahl": 10, "multiclass": 11}
 
 def method_colors(methods,  # keys
                  )->dict:   # key -> (r, g, b)
     "The paper's methods in their own colours, others in the colours that are left"
     import seaborn as sns
-    palette = sns.color_palette("colorblind")
-    free = [i for i in (4, 5, 0, 2, 1, 9, 6, 8, 7, 3) if i not in {_COLORS[m] for m in methods if m in _COLORS}]
+    palette = [*sns.color_palette("colorblind"), (0.0, 0.0, 0.0), (0.35, 0.25, 0.05)]
+    free = [i for i in (4, 5, 0, 2, 1, 9, 6, 8, 7, 3, 10, 11) if i not in {_COLORS[m] for m in methods if m in _COLORS}]
     other = [m for m in methods if m not in _COLORS]
     index = _COLORS | {m: (free or [7])[i % max(1, len(free))] for i, m in enumerate(other)}
     return {m: palette[index[m]] for m in methods}
@@ -339,7 +340,7 @@ def _draw_facet(ax, values, rows, colors, size):
     ax.tick_params(axis="y", length=0)
     ax.tick_params(labelsize=8)
 
-# %% ../../nbs/experiments/04_report.ipynb #4ec3654e
+# %% ../../nbs/experiments/04_report.ipynb #7efa279a
 def _marks(values):
     "Legend entries for the shapes that occur"
     from matplotlib.lines import Line2D
@@ -349,14 +350,14 @@ def _marks(values):
     yield from [Line2D([], [], marker="x", ms=4, label="runs missing", **grey)] if (values.missing > 0).any() else []
     yield Line2D([], [], color="0.45", lw=0.8, ls=(0, (4, 3)), label="chance")
 
-def _legend(fig, values, colors):
-    "Below the facets: a line of methods, a line of marks"
+def _legend(fig, values, colors, per_line=6):
+    "Below the facets: lines of methods, a line of marks"
     from matplotlib.lines import Line2D
     blank = Line2D([], [], linestyle="none", label=" ")
     methods = [Line2D([], [], color=c, marker="s", ms=6, linestyle="none", label=method_title(m)) for m, c in colors.items()]
-    pairs = itertools.zip_longest(methods, _marks(values), fillvalue=blank)
-    entries = [e for pair in pairs for e in pair]  # matplotlib fills a legend column by column
-    fig.legend(handles=entries, loc="outside lower center", ncols=len(entries)//2, fontsize=8, frameon=False,
+    lines = [*(methods[i:i + per_line] for i in range(0, len(methods), per_line)), list(_marks(values))]
+    entries = [e for column in itertools.zip_longest(*lines, fillvalue=blank) for e in column]  # matplotlib fills a legend column by column
+    fig.legend(handles=entries, loc="outside lower center", ncols=len(entries)//len(lines), fontsize=8, frameon=False,
                handletextpad=0.4, columnspacing=1.2)
 
 # %% ../../nbs/experiments/04_report.ipynb #88f0ddef
@@ -417,7 +418,7 @@ def plot_comparison(compared:pd.DataFrame,  # from `compare`
     return save_figure(comparison_figure(compared, width), plot_values(compared), folder, name, 
                        full_caption(caption, [*provenance(compared), *([notes] if isinstance(notes, str) else notes)]))
 
-# %% ../../nbs/experiments/04_report.ipynb #a265091a
+# %% ../../nbs/experiments/04_report.ipynb #df1df67a
 def shot_decrease(compared:pd.DataFrame,  # from `compare`
                  )->pd.DataFrame:         # per method: ours and published in points (AUROC x 100); datasets
     "Mean fall of the AUROC from ten given anomalies to one, averaged within a dataset, then over the datasets that have both"
@@ -439,6 +440,7 @@ def paired_difference(results:pd.DataFrame,  # one row per finished run
     for shots, t in wide.groupby("shots"):
         for other in wide.columns.drop(method):
             d = (t[method] - t[other]).dropna()
+            if d.empty: continue  # a method without given anomalies
             rows.append(dict(shots=shots, against=method_title(other), lead=d.mean(), standard_error=d.std()/len(d)**.5, ahead=int((d > 0).sum()), pairs=len(d)))
     return pd.DataFrame(rows, columns=columns).round(3)
 

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MEMBERS', 'WATCHED', 'MARGIN', 'BASES', 'cluster_normals', 'Side', 'Task', 'halve', 'make_tasks', 'Pool', 'plan_pool',
-           'fill_pool', 'Heads', 'adapt', 'shifted', 'ScoreSequence', 'error_costs', 'importance', 'Rounds', 'AHL',
-           'ahl']
+           'fill_pool', 'Heads', 'adapt', 'shifted', 'ScoreSequence', 'error_costs', 'importance', 'rescaled',
+           'heads_loss', 'Refinement', 'Rounds', 'simulate', 'base_model', 'predict', 'observe', 'sequence_loss',
+           'play_round', 'AHL', 'ahl']
 
-# %% ../../nbs/methods/10_ahl.ipynb #00cdd7e3
+# %% ../../nbs/methods/10_ahl.ipynb #c2d36d61
 import copy
 from dataclasses import dataclass, field, replace
 from itertools import permutations
@@ -24,7 +25,7 @@ from ..data.images import normalize, random_rotation
 from ..data.pseudo import pseudo_maker
 from .devnet import DEVNET_SCHEDULE, devnet
 from .dra import PRESETS, dra, head_targets, level_scores
-from .method import Batch, Method, register
+from .method import Method, register
 from ..models.losses import masked_mean
 
 # %% ../../nbs/methods/10_ahl.ipynb #523a51e4
@@ -202,6 +203,53 @@ def importance(predicted:torch.Tensor,  # (n, T) scores, 0 for an ideal normal, 
     r = (costs*(predicted - truth[:, None])**2).sum(0)/(costs > 0).sum(0)
     return (-r).softmax(0)
 
+# %% ../../nbs/methods/10_ahl.ipynb #6401801d
+def rescaled(scores:dict,   # head -> (B,) raw score
+            )->torch.Tensor:  # (B,): 0 for an ideal normal, 1 for an ideal anomaly
+    "Anomaly score in units of what the deviation loss asks for"
+    total = sum(-s if h == "normality" else s for h, s in scores.items())
+    low, high = -MARGIN*("normality" in scores), MARGIN*(1 + ("residual" in scores))
+    return (total - low)/(high - low)
+
+def heads_loss(scores:dict,          # head -> (B,) raw score
+               labels:torch.Tensor,  # (B,): 0 normal, 1 given anomaly, 2 pseudo anomaly
+               loss,                 # function(scores, targets) -> (B,)
+              )->torch.Tensor:       # scalar
+    "The base model's loss; without a pseudo head, pseudo anomalies are anomalies (eq. 1)"
+    concern = head_targets(labels if "pseudo" in scores else labels.clamp(max=1))
+    return sum(masked_mean(loss(s, concern[h][0]), concern[h][1]) for h, s in scores.items())
+
+# %% ../../nbs/methods/10_ahl.ipynb #370bc379
+@dataclass(frozen=True)
+class Refinement:
+    "Settings of the second stage"
+    clusters:int = 3             # C: clusters of normals
+    tasks:int = 6                # T: simulated open sets
+    at_once:int = 3              # tasks per round
+    history:int = 5              # K: epochs that the sequence model looks back
+    inner:int = 3                # steps of each base model per round
+    inner_lr:float = 2e-4        # their learning rate
+    pool:int = 512               # stored normals
+    second:float = 1.0           # epochs, as a multiple of the first stage's
+    kinds:tuple = ("cutmix", "cutpaste_scar", "perlin")  # of pseudo anomalies
+    weighting:str = "sequence"   # "sequence" (eq. 4) or "equal" (eq. 3)
+    shared:bool = False          # True: the query has the support's anomalies too
+    scaled:bool = True           # False: eq. 6 with raw scores
+
+    def __post_init__(self):
+        for name, least in dict(clusters=2, tasks=1, at_once=1, history=1, inner=0, pool=12).items():
+            if getattr(self, name) < least: raise DraError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("inner_lr", "second"):
+            if not getattr(self, name) > 0: raise DraError(f"{name} must be above 0, not {getattr(self, name)}")
+        for kind in self.kinds: pseudo_maker(kind)
+        if len(set(self.kinds)) < 2: raise DraError(f"kinds must name at least two kinds of pseudo anomalies, for support and query, not {tuple(self.kinds)}")
+        choose("weighting", self.weighting, ("sequence", "equal"))
+
+    def schedule(self, first):
+        "Schedule of the second stage: in proportion to the first's, with a rate of its own"
+        epochs, level = max(1, round(first.epochs*self.second)), first.decay_every and max(1, round(first.decay_every*self.second))
+        return replace(first, epochs=epochs, anomalies=round(first.batch/3), lr=2e-3, weight_decay=1e-4, decay_every=level, decay_offset=0, clip=1.0)
+
 # %% ../../nbs/methods/10_ahl.ipynb #e610f4eb
 @dataclass
 class Rounds:
@@ -235,28 +283,81 @@ class Rounds:
         now, self.queue = self.queue[:n], self.queue[n:]
         return now
 
-# %% ../../nbs/methods/10_ahl.ipynb #ab00c739
+# %% ../../nbs/methods/10_ahl.ipynb #f13ed9c4
+def simulate(net:Method,                 # AHL, its base model trained
+             data,                       # Samples
+             generator:torch.Generator,  # on the CPU
+            )->Rounds:
+    "Clusters, tasks, pool, and the sample that the sequence model follows"
+    plan, n = net.plan, len(data.split.given)
+    normals = data.split.normal[torch.randperm(len(data.split.normal), generator=generator)[:plan.pool].numpy()]
+    features = torch.cat([net.backbone(x).float().mean((2, 3)) for x in data.batches(normals)]).cpu().numpy()
+    groups = cluster_normals(features, plan.clusters, generator.initial_seed())
+    tasks = make_tasks(groups, n, len(plan.kinds), plan.tasks, generator, plan.shared)
+    pool = plan_pool(groups, n, len(plan.kinds), plan.pool, generator)
+    fill_pool(pool, net.base, data, normals, [pseudo_maker(k) for k in plan.kinds], generator)
+    parts = [(pool.labels == i).nonzero().flatten() for i in range(3)]
+    watched = torch.cat([rows[torch.randperm(len(rows), generator=generator)[:WATCHED]] for rows in parts])
+    costs = error_costs(tasks, pool.labels[watched], pool.items[watched], pool.kinds[watched]).to(data.device)
+    references = [getattr(net.base, f"reference_{k}", None) for k in range(net.base.scales)]
+    return Rounds(pool, [[pool.rows(side) for side in task] for task in tasks], watched, costs, references,
+                  copy.deepcopy(net.unified), generator, costs.new_full((len(tasks),), 1/len(tasks)))
+
+# %% ../../nbs/methods/10_ahl.ipynb #bb9fe451
+def base_model(net:Method,  # AHL in its second stage
+               task:int,    # its number
+              )->dict:      # parameters theta_i
+    "The unified model after some steps on the support set of a task (eq. 1)"
+    r, plan = net.rounds, net.plan
+    def loss(scores, labels): return heads_loss(scores, labels, net.base.loss)
+    return shifted(net.unified, adapt(r.phi, net.unified, (r.draw(r.sides[task][0]) for _ in range(plan.inner)), loss, plan.inner_lr))
+
+def predict(net:Method, past:list)->torch.Tensor:
+    "Scores (n, T) that psi expects after K others, in float32"
+    with torch.autocast(past[0].device.type, enabled=False): return net.sequence(torch.stack(past, 1))
+
+def observe(net:Method):
+    "Once per epoch: weights from the last scores (eq. 6, 7), then the scores of the present base models"
+    r, now, K = net.rounds, [], net.plan.history
+    levels, labels = r.batch(r.watched)
+    for i in range(len(r.sides)):
+        theta = base_model(net, i)
+        with torch.no_grad(): scores = functional_call(net.unified, theta, (levels,))
+        now.append(rescaled(scores) if net.plan.scaled else sum(-s if h == "normality" else s for h, s in scores.items()))
+    if len(r.history) > K:
+        with torch.no_grad(): r.weights = importance(predict(net, r.history[-K:]), (labels > 0).float(), r.costs)
+    r.history.append(torch.stack(now, 1))
+    net.trace.append(r.weights.cpu())
+
+def sequence_loss(net:Method)->torch.Tensor:
+    "Squared error of psi's prediction for a random epoch (eq. 5)"
+    r = net.rounds
+    if not r.history: return r.costs.new_zeros(())
+    t = torch.randint(1, max(2, len(r.history)), (), generator=r.generator).item()
+    past = [r.history[max(0, k)] for k in range(t - net.plan.history, t)]
+    return F.mse_loss(predict(net, past), r.history[min(t, len(r.history) - 1)])
+
+# %% ../../nbs/methods/10_ahl.ipynb #8576d96d
+def play_round(net:Method)->dict:  # named losses
+    "Base models from the unified model, their weighted query losses, the sequence model's loss (eq. 4, 5)"
+    r, query = net.rounds, []
+    if r.done % r.steps == 0 and net.plan.weighting == "sequence": observe(net)
+    r.done += 1
+    for i in r.next(net.plan.at_once):
+        theta = base_model(net, i)
+        levels, labels = r.draw(r.sides[i][1])
+        query.append(r.weights[i]*heads_loss(functional_call(net.unified, theta, (levels,)), labels, net.base.loss))
+    return {"query": sum(query)*len(r.sides)/len(query), "sequence": sequence_loss(net)}
+
+# %% ../../nbs/methods/10_ahl.ipynb #ed3ef76f
 class AHL(Method):
     "Heads of a trained base model, refined on simulated open sets"
     def __init__(self,
-                 base:Method,             # DRA or one of its variants
-                 clusters:int=3,          # C
-                 tasks:int=6,             # T
-                 at_once:int=3,           # tasks per round
-                 history:int=5,           # K
-                 inner:int=3,             # steps of each base model per round
-                 inner_lr:float=2e-4,     # their learning rate
-                 pool:int=512,            # stored normals
-                 second:float=1.0,        # epochs of the second stage, as a multiple of the first's
-                 kinds:tuple=("cutmix", "cutpaste_scar", "perlin"),  # of pseudo anomalies
-                 weighting:str="sequence",# "sequence" (eq. 4) or "equal" (eq. 3)
-                 shared:bool=False,       # True: the query has the support's anomalies too
-                 scaled:bool=True):       # False: eq. 6 with raw scores
+                 base:Method,                     # DRA or one of its variants
+                 plan:Refinement=Refinement()):   # settings of the second stage
         super().__init__()
-        _check_settings(clusters, tasks, at_once, history, inner, inner_lr, pool, second, kinds, weighting)
-        self.base, self.clusters, self.tasks, self.at_once, self.K, self.inner, self.inner_lr = base, clusters, tasks, at_once, history, inner, inner_lr
-        self.pool, self.second, self.kinds, self.weighting, self.shared, self.scaled = pool, second, kinds, weighting, shared, scaled
-        self.unified, self.sequence = Heads(copy.deepcopy(base.heads)), ScoreSequence(tasks)
+        self.base, self.plan = base, plan
+        self.unified, self.sequence = Heads(copy.deepcopy(base.heads)), ScoreSequence(plan.tasks)
         self.n_reference, self.fresh_references, self.min_size = base.n_reference, base.fresh_references, base.min_size
         self.pseudo, self.pseudo_source = base.pseudo, base.pseudo_source
         self.rounds, self.trace = None, []  # trace: the weights w_i of each epoch of the second stage
@@ -268,22 +369,18 @@ class AHL(Method):
     @property
     def heads(self): return self.unified.heads if self.refined else self.base.heads
 
-    def stages(self, schedule)->list:
-        "The base model's training, then the second stage in proportion"
-        epochs, decay_every = max(1, round(schedule.epochs*self.second)), schedule.decay_every
-        return [("base", schedule), ("heterogeneity", replace(schedule, epochs=epochs, anomalies=round(schedule.batch/3), lr=2e-3, weight_decay=1e-4,
-                 decay_every=decay_every and max(1, round(decay_every*self.second)), decay_offset=0, clip=1.0))]
+    def stages(self, schedule)->list: return [("base", schedule), ("heterogeneity", self.plan.schedule(schedule))]
 
     def sampler(self, stage, split, schedule, generator):
         "The base model's batches; none in the second stage, which draws from its pool"
         if stage == "base": return super().sampler(stage, split, schedule, generator)
         rest = schedule.batch - schedule.anomalies
-        self.rounds.sizes, self.rounds.steps = (rest - rest//2, schedule.anomalies, rest//2), schedule.steps
+        self.rounds.sizes, self.rounds.steps = tuple(max(1, n) for n in (rest - rest//2, schedule.anomalies, rest//2)), schedule.steps
 
     def _freeze(self, refined):
         "What learns: the base model, or what refines it"
         self.refined.fill_(refined)
-        learns = ((self.base, not refined), (self.unified, refined), (self.sequence, refined and self.weighting == "sequence"))
+        learns = ((self.base, not refined), (self.unified, refined), (self.sequence, refined and self.plan.weighting == "sequence"))
         for part, yes in learns: part.requires_grad_(yes).zero_grad()
         self.train(self.training)
 
@@ -296,107 +393,19 @@ class AHL(Method):
 
     def begin(self, stage, data):
         "Second stage: freeze the base model, copy its heads, fill the pool"
-        if stage == "base": return self._freeze(False)
-        self._freeze(True)
+        self._freeze(stage != "base")
+        if stage == "base": return
         self.base.finish(data)
         self.unified.heads.load_state_dict(self.base.heads.state_dict())
-        self.rounds, self.trace = self._simulate(data, torch.Generator().manual_seed(torch.initial_seed())), []
+        self.rounds, self.trace = simulate(self, data, torch.Generator().manual_seed(torch.initial_seed())), []
 
-    def _simulate(self, data, generator)->Rounds:
-        "Clusters, tasks, pool, and the sample that the sequence model follows"
-        normals = data.split.normal[torch.randperm(len(data.split.normal), generator=generator)[:self.pool].numpy()]
-        features = torch.cat([self.backbone(x).float().mean((2, 3)) for x in data.batches(normals)])
-        groups, n = cluster_normals(features.cpu().numpy(), self.clusters, generator.initial_seed()), len(data.split.given)
-        tasks = make_tasks(groups, n, len(self.kinds), self.tasks, generator, self.shared)
-        pool = plan_pool(groups, n, len(self.kinds), self.pool, generator)
-        fill_pool(pool, self.base, data, normals, [pseudo_maker(k) for k in self.kinds], generator)
-        watched = torch.cat([rows[torch.randperm(len(rows), generator=generator)[:WATCHED]] for rows in ((pool.labels == i).nonzero().flatten() for i in range(3))])
-        costs = error_costs(tasks, pool.labels[watched], pool.items[watched], pool.kinds[watched]).to(data.device)
-        references = [getattr(self.base, f"reference_{k}", None) for k in range(self.base.scales)]
-        return Rounds(pool, [[pool.rows(side) for side in task] for task in tasks], watched, costs, references,
-                      copy.deepcopy(self.unified), generator, costs.new_full((len(tasks),), 1/len(tasks)))
+    def training_step(self, batch)->dict: return play_round(self) if batch is None else self.base.training_step(batch)
+    def finish(self, data): self.rounds = None
+    def head_scores(self, images)->dict: return self.base.head_scores(images, self.heads)
+    def score_map(self, images)->torch.Tensor: return self.base.score_map(images, self.heads)
+    def set_references(self, images): self.base.set_references(images)
 
-    def finish(self, data):
-        "Forget the pool"
-        self.rounds = None
-
-    def training_step(self, batch:Batch)->dict:
-        "The base model's losses; without a batch, one round of the second stage"
-        return self._round() if batch is None else self.base.training_step(batch)
-
-    def _round(self)->dict:
-        "Base models from g, their weighted query losses, the sequence model's loss (eq. 4, 5)"
-        r, query = self.rounds, []
-        if r.done % r.steps == 0 and self.weighting == "sequence": self._observe()
-        r.done += 1
-        for i in r.next(self.at_once):
-            theta = self._base_model(i)
-            levels, labels = r.draw(r.sides[i][1])
-            query.append(r.weights[i]*self._loss(functional_call(self.unified, theta, (levels,)), labels))
-        return {"query": sum(query)*len(r.sides)/len(query), "sequence": self._sequence_loss()}
-
-    def _base_model(self, i)->dict:
-        "Parameters of the base model of task i, trained on its support set"
-        batches = (self.rounds.draw(self.rounds.sides[i][0]) for _ in range(self.inner))
-        return shifted(self.unified, adapt(self.rounds.phi, self.unified, batches, self._loss, self.inner_lr))
-
-    def _loss(self, scores, labels):
-        "The base model's loss; without a pseudo head, pseudo anomalies are anomalies (eq. 1)"
-        concern = head_targets(labels if "pseudo" in scores else labels.clamp(max=1))
-        return sum(masked_mean(self.base.loss(s, concern[h][0]), concern[h][1]) for h, s in scores.items())
-
-    def _observe(self):
-        "Once per epoch: weights from the last scores, then the scores of the present base models"
-        r, now = self.rounds, []
-        levels, labels = r.batch(r.watched)
-        for i in range(len(r.sides)):
-            theta = self._base_model(i)
-            with torch.no_grad(): now.append(self._rescaled(functional_call(self.unified, theta, (levels,))))
-        if len(r.history) > self.K:
-            with torch.no_grad(): r.weights = importance(self._predict(r.history[-self.K:]), (labels > 0).float(), r.costs)
-        r.history.append(torch.stack(now, 1))
-        self.trace.append(r.weights.cpu())
-
-    def _rescaled(self, scores):
-        "Sum of the heads, in units where the loss's ideal normal is 0 and its ideal anomaly 1; or raw"
-        total = sum(-s if h == "normality" else s for h, s in scores.items())
-        low, high = -MARGIN*("normality" in scores), MARGIN*(1 + ("residual" in scores))
-        return (total - low)/(high - low) if self.scaled else total
-
-    def _predict(self, history):
-        "Scores that follow a list of K times (n, T)"
-        with torch.autocast(history[0].device.type, enabled=False): return self.sequence(torch.stack(history, 1))
-
-    def _sequence_loss(self):
-        "Squared error of the prediction for a random epoch (eq. 5); before the first, all was as in the first"
-        r = self.rounds
-        if not r.history: return r.costs.new_zeros(())
-        t = torch.randint(1, max(2, len(r.history)), (), generator=r.generator).item()
-        return F.mse_loss(self._predict([r.history[max(0, k)] for k in range(t - self.K, t)]), r.history[min(t, len(r.history) - 1)])
-
-    def head_scores(self, images)->dict:
-        "Contribution of each head to the anomaly score, (B,) each, as in the base model"
-        return self.base.head_scores(images, self.heads)
-
-    def score_map(self, images)->torch.Tensor:  # (B, h, w)
-        "Sum of the patch scores, as in the base model"
-        return self.base.score_map(images, self.heads)
-
-    def set_references(self, images):
-        "Encode the fixed normal references (R, 3, H, W) once"
-        self.base.set_references(images)
-
-# %% ../../nbs/methods/10_ahl.ipynb #7b2f2987
-def _check_settings(clusters, tasks, at_once, history, inner, inner_lr, pool, second, kinds, weighting):
-    "Name the first setting that makes no sense"
-    for name, value, least in (("clusters", clusters, 2), ("tasks", tasks, 1), ("at_once", at_once, 1), ("history", history, 1), ("inner", inner, 0), ("pool", pool, 12)):
-        if value < least: raise DraError(f"{name} must be at least {least}, not {value}")
-    for name, value in (("inner_lr", inner_lr), ("second", second)):
-        if not value > 0: raise DraError(f"{name} must be above 0, not {value}")
-    if len(set(kinds)) < 2: raise DraError(f"kinds must name two kinds of pseudo anomalies at least, one for the support and one for the query, not {tuple(kinds)}")
-    for kind in kinds: pseudo_maker(kind)
-    choose("weighting", weighting, ("sequence", "equal"))
-
+# %% ../../nbs/methods/10_ahl.ipynb #342a1f2d
 BASES = {"dra": PRESETS["released"][0], "devnet": DEVNET_SCHEDULE}
 
 @register("ahl", "AHL", "Zhu, Ding, Tian, Pang. CVPR 2024", needs="given anomalies, references",
@@ -412,7 +421,7 @@ def ahl(backbone,
         pool:int=512,            # normals whose features are kept; as many pseudo anomalies, a quarter as many given anomalies
         second:float=1.0,        # epochs of the second stage, as a multiple of the first's
         kinds:tuple=("cutmix", "cutpaste_scar", "perlin"),  # of pseudo anomalies; the released code: ("cutmix_other", "cutmix", "perlin")
-        weighting:str="sequence",# w_i by eq. 7, or "equal": eq. 3, CDL in Table 5
+        weighting:str="sequence",# w_i by eq. 7, or "equal": eq. 3, CDL in the paper's Table 5
         shared:bool=False,       # True: the query has the support's anomalies too (appendix B.1)
         scaled:bool=True,        # False: eq. 6 with raw scores
         n_reference:int=5, fraction:float=0.1, scales:int=2,  # of the base model
@@ -420,4 +429,4 @@ def ahl(backbone,
     "AHL on DRA or DevNet"
     own = dict(fraction=fraction, scales=scales)
     model = dra(backbone, n_reference=n_reference, **own) if choose("base model", base, BASES) == "dra" else devnet(backbone, **own)
-    return AHL(model, clusters, tasks, at_once, history, inner, inner_lr, pool, second, tuple(kinds), weighting, shared, scaled)
+    return AHL(model, Refinement(clusters, tasks, at_once, history, inner, inner_lr, pool, second, tuple(kinds), weighting, shared, scaled))

@@ -53,7 +53,7 @@ def level_scores(heads:torch.nn.ModuleDict,  # of `build_heads`
     per_scale = [{h: g(M, M_r) if h == "residual" else g(M) for h, g in heads.items()} for M, M_r in levels]
     return {h: torch.stack([s[h] for s in per_scale]).mean(0) for h in heads}
 
-# %% ../../nbs/methods/01_dra.ipynb #67126483
+# %% ../../nbs/methods/01_dra.ipynb #00350058
 class DRA(Method):
     "Multi-head network of disentangled abnormalities (eq. 1); fewer heads give the variants of Table 3, one head gives DevNet"
     def __init__(self,
@@ -98,9 +98,10 @@ class DRA(Method):
 
     def score_map(self, images, heads=None)->torch.Tensor:  # heads: others than its own
         "Sum of the patch scores of the seen, pseudo and residual heads, (B, h, w) at the resolution of the finest level"
-        maps = []
+        maps, local = [], {h: g for h, g in (heads or self.heads).items() if h != "normality"}
+        if not local: raise DraError("the normality head scores whole images, it has no score map; use one of the other heads for it")
         for M, M_r in self._levels(images):
-            m = sum(g.score_map(M, M_r) if h == "residual" else g.score_map(M) for h, g in (heads or self.heads).items() if h != "normality")
+            m = sum(g.score_map(M, M_r) if h == "residual" else g.score_map(M) for h, g in local.items())
             maps.append(F.interpolate(m[:, None].float(), size=(maps[0] if maps else m).shape[-2:], mode="bilinear", align_corners=False)[:, 0])
         return torch.stack(maps).mean(0)
 
