@@ -20,7 +20,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.close_connection = True
         file, first = self.server.files.get(self.path), self.headers.get("Range")
-        entry = SimpleNamespace(path=self.path, range=first, if_range=self.headers.get("If-Range"), sent=0, agent=self.headers.get("User-Agent"))
+        entry = SimpleNamespace(path=self.path, range=first, if_range=self.headers.get("If-Range"), sent=0, due=0, agent=self.headers.get("User-Agent"))
         self.server.log.append(entry)
         status = file.status.pop(0) if file and file.status else 404 if file is None else 200
         if status >= 300:
@@ -44,10 +44,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def send_body(self, file, body, entry):
         cut = file.cuts.pop(0) if file.cuts else None
         part = body[:cut]
+        entry.due = len(part)
         pieces = [part[i:i + 10_000] for i in range(0, len(part), 10_000)]
         self.wfile.write(b"".join(b"%x\r\n%s\r\n" % (len(o), o) for o in pieces) + b"0\r\n\r\n"*(cut is None) if file.chunked else part)
-        entry.sent = len(part)
         self.wfile.flush()
+        entry.sent = len(part)
         if cut is not None and file.hold: time.sleep(file.hold)
         if cut is not None and file.reset:
             time.sleep(0.1)
@@ -81,7 +82,11 @@ class Site:
     @property
     def ranges(self): return [o.range for o in self.log]
     @property
-    def sent(self): return sum(o.sent for o in self.log)
+    def sent(self):
+        "Bytes of all answers; the client may have the last of them before this thread has noted it"
+        end = time.monotonic() + 5
+        while time.monotonic() < end and any(o.sent < o.due for o in self.log): time.sleep(0.01)
+        return sum(o.sent for o in self.log)
 
 @pytest.fixture
 def site(monkeypatch):
