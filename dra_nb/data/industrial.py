@@ -46,14 +46,18 @@ def _elpv_line(line:str, where:str)->tuple:
                        "mono or poly, separated by blanks") from None
     return path, thirds, kind
 
-# %% ../../nbs/data/06_industrial.ipynb #2a79c318
+# %% ../../nbs/data/06_industrial.ipynb #d90a001d
+def _lines(file:str, remedy:str)->list:
+    "The lines of a text file that a dataset needs"
+    try:
+        with open(file, encoding="utf-8-sig") as f: return f.read().splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise DraError(f"{file} cannot be read ({getattr(e, 'strerror', None) or 'not text'}); {remedy}") from e
+
 def _elpv_lines(root:str)->list:
     "The parsed lines of labels.csv; every image that it names exists and is named once"
     file = os.path.join(root, "labels.csv")
-    try:
-        with open(file, encoding="utf-8-sig") as f: lines = f.read().splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise DraError(f"{file} cannot be read ({getattr(e, 'strerror', None) or 'not text'}); it belongs beside the folder images/") from e
+    lines = _lines(file, "it belongs beside the folder images/")
     rows = [_elpv_line(o, f"{file}, line {i}") for i, o in enumerate(lines, 1) if o.strip()]
     paths = [o[0] for o in rows]
     missing = [o for o in paths if not os.path.isfile(os.path.join(root, o))]
@@ -236,7 +240,7 @@ def read_sdd(root,             # folder with kos01/ ... kos50/
         anomalies += [(path, box, "", "test", 1, "defect", label) for path, box in bad]
     return make_catalog(_normal_rows(normals) + anomalies, root, "sdd")
 
-# %% ../../nbs/data/06_industrial.ipynb #625a4e71
+# %% ../../nbs/data/06_industrial.ipynb #347ad3f8
 def _optical_line(line:str, where:str)->tuple:
     "(image, mask or '') of one line of Labels.txt"
     fields = line.split("\t") if "\t" in line else line.split()
@@ -248,11 +252,7 @@ def _optical_line(line:str, where:str)->tuple:
 def _optical_labels(folder:str)->dict:
     "Image in lower case -> file name of its mask, '' for a normal, of a folder Label"
     file = os.path.join(folder, "Labels.txt")
-    try:
-        with open(file, encoding="utf-8-sig") as f: lines = f.read().splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise DraError(f"{file} cannot be read ({getattr(e, 'strerror', None) or 'not text'}); it tells which images show a defect. "
-                       "Download the dataset again") from e
+    lines = _lines(file, "it tells which images show a defect. Download the dataset again")
     masks, labels = {o.lower(): o for o in list_images(folder, required=False)}, {}
     for i, line in enumerate(lines, 1):
         if not line.strip() or (i == 1 and len(line.split()) == 1): continue
