@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DraError', 'choose', 'atomic', 'cache_dir']
 
-# %% ../nbs/core.ipynb #da170119
-import difflib, os
+# %% ../nbs/core.ipynb #ece2a3a1
+import difflib, hashlib, os, socket
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,14 +26,16 @@ def choose(kind:str,   # what is being named, e.g. "dataset"
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     raise DraError(f"unknown {kind} {name!r}.{hint} Valid names: {', '.join(known) or '(none)'}")
 
-# %% ../nbs/core.ipynb #b9cdc402
+# %% ../nbs/core.ipynb #d0f0b130
+_HOST = hashlib.sha1(socket.gethostname().encode()).hexdigest()[:6]  # two machines on a shared disk may have processes of the same number
+
 @contextmanager
 def atomic(path,  # the final name
           ):      # yields the working name; it becomes `path` when the block ends without an error
     "Write `path` as a whole or not at all"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.part")
     try:
         yield part
         with open(part, "rb+") as f: os.fsync(f.fileno())

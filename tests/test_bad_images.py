@@ -51,7 +51,7 @@ def test_a_repaired_folder_runs(tmp_path, attempt):
     (root/"train/good/003.png").write_bytes(keep)
     from dra_nb.experiments import engine
     engine._catalog.cache_clear()
-    assert run_missing([short_spec("mine")], Place(str(tmp_path)), Runs(tmp_path/"out"), progress=False) == dict(done=1, skipped=0, failed=0)
+    assert run_missing([short_spec("mine")], Place(str(tmp_path)), Runs(tmp_path/"out"), progress=False) == dict(done=1, skipped=0, failed=0, elsewhere=0)
 
 def test_empty_class_folder(tmp_path, attempt):
     root = mvtec_folder(tmp_path/"mine")

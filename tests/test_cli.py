@@ -7,8 +7,10 @@ import numpy as np, pandas as pd, pytest
 from conftest import dra_nb, mvtec_folder, python, refused, succeeded
 
 @pytest.mark.parametrize("command, options", [
-    ([], ["reproduce", "run", "datasets", "methods"]),
-    (["reproduce"], "--profile --data --weights --out --dataset --method --shots --seed --workers --device --precision".split()),
+    ([], ["reproduce", "plan", "status", "run", "runs", "datasets", "methods"]),
+    (["reproduce"], "--profile --data --weights --out --dataset --method --shots --seed --medical --workers --slots --engine --address --retries --tls --slurm --checkpoint-every --device --precision".split()),
+    (["plan"], "--profile --data --weights --out --dataset --method --shots --seed --medical --workers".split()), (["status"], ["--profile", "--out"]),
+    (["runs"], "verify ls show diff rm export".split()),
     (["run"], "--method --category --known-class --shots --seed --profile --setting --data --weights --out --save --device --precision".split()),
     (["datasets"], ["--data", "--check", "download", "show"]), (["datasets", "download"], ["--data"]), (["datasets", "show"], ["--data", "--out", "--category"]),
     (["methods"], [])])
@@ -117,10 +119,11 @@ def test_unreadable_weights(call, tmp_path):
         assert not (tmp_path/"out").exists()
 
 @pytest.mark.parametrize("args", [("run", "elpv"), ("reproduce", "table1", "--dataset", "elpv")])
-def test_missing_data(tmp_path, args):
+def test_missing_data(call, tmp_path, args):
     (tmp_path/"data").mkdir()
     for data in ([], ["--data", tmp_path/"nowhere"], ["--data", tmp_path/"data"]):
-        message = refused(dra_nb(*args, *data, "--out", tmp_path/"out", cwd=tmp_path))
+        status, _, message = call(*args, *data, "--out", tmp_path/"out")
+        assert status == 2 and "Traceback" not in message
         assert "github.com/zae-bayern/elpv-dataset" in message and "Expected in elpv/:\nlabels.csv\nimages/cell0001.png" in message
         if data: assert str(data[1]) in message
     assert not (tmp_path/"out").exists()
@@ -166,3 +169,38 @@ def test_settings_and_known_class_reach_the_run(call, tmp_path, monkeypatch):
     assert {"score_seen", "score_residual"} < set(table) and "score_pseudo" not in table
     assert metrics["auroc_seen"] is None and metrics["auroc"] == metrics["auroc_unseen"]
     np.testing.assert_allclose(table.score, table.score_seen + table.score_residual, rtol=1e-2)
+
+def test_plan_and_status(call, tmp_path, monkeypatch):
+    from dra_nb.experiments import grids
+    from dra_nb.experiments.claiming import claimed
+    monkeypatch.setitem(grids.PROFILES, "smoke", replace(grids.PROFILES["smoke"], image_size=64, epochs=1, steps=2, batch=6))
+    mvtec_folder(tmp_path/"data"/"mine")
+    only = ("--data", "data", "--dataset", "mine", "--method", "devnet", "--shots", 1, "--out", "out")
+    status, out, _ = call("plan", "table1", "table2", *only)
+    lines = {l.split()[0]: l.split()[1:] for l in out.splitlines() if l.startswith("table")}
+    assert status == 0 and lines == {"table1": ["1", "0", "0", "0", "1", "0"], "table2": ["2", "0", "0", "0", "2", "0"]}
+    assert "together 3 different runs" in out and "no measured runs yet" in out and not (tmp_path/"out").exists()
+    status, _, err = call("status", "--out", "out")
+    assert status == 2 and "nothing was run at profile smoke yet" in err
+
+    first, second, third = grids.plan("table1", "smoke", "data", datasets=["mine"], methods=["devnet"], shots=[1], seeds=[0, 1, 2], out="out").specs
+    assert call("run", "mine", "--data", "data", "--method", "devnet", "--shots", 1, "--out", "out")[0] == 0
+    runs = grids.Runs(tmp_path/"out"/"smoke"/"runs")
+    runs.write_failure(third, RuntimeError("out of memory"), 2)
+    with claimed(runs.path(second, "claim")): status, out, _ = call("status", "--out", "out")
+    assert status == 0 and "1 runs done" in out and "1 running, 1 failed" in out and f"running: {second.key}" in out and "2 attempt(s): RuntimeError: out of memory" in out
+    assert f"process {__import__('os').getpid()}" in out and "seed 2" in out
+    lines = {l.split()[0]: l.split()[1:] for l in call("plan", "table1", *only, "--seed", 0, "--seed", 1, "--seed", 2)[1].splitlines()}
+    assert lines["table1"] == ["3", "1", "0", "1", "1", "0"]
+    status, out, _ = call("runs", "ls", "--out", "out")
+    assert status == 0 and first.key in out and "devnet" in out
+    assert call("runs", "rm", first.key, "--out", "out")[0] == 0 and not runs.done(first)
+
+def test_a_whole_paper_is_planned_without_data_or_weights(call, tmp_path):
+    (tmp_path/"data").mkdir()
+    status, out, _ = call("plan", "all", "--profile", "paper", "--data", "data")
+    lines = {l.split()[0]: l.split()[1:] for l in out.splitlines() if l[:1].isalpha()}
+    assert status == 0 and lines["table1"] == ["0"]*5 + [str(23*3*(2*5 + 2))]  # rows x seeds x (five methods at two numbers of shots, two from normals alone)
+    assert lines["table4"][-1] == str(17*3*5) and lines["c3"][-1] == str(3*(20 + 5)) and "MVTec AD is missing" in out and "LAG is missing" in out
+    status, _, err = call("reproduce", "table1", "--profile", "paper", "--data", "data")
+    assert status == 2 and "nothing to run" in err and not (tmp_path/"outputs").exists()

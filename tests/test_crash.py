@@ -79,29 +79,3 @@ def test_killed_while_rendering_the_textures(tmp_path):
     files = {name: {p.relative_to(tmp_path/name): p.read_bytes() for p in (tmp_path/name).rglob("*.png")} for name in ("half", "whole")}
     assert len(files["whole"]) == 4*(2 + 1 + 2*5) and files["half"] == files["whole"]
     assert len(read_mvtec(tmp_path/"half")) == 4*(2 + 1 + 5)
-
-# a worker is killed as soon as the first record is there
-POOL = """
-import multiprocessing, os, signal, sys, threading, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from conftest import short_spec
-from dra_nb.core import DraError
-from dra_nb.experiments.engine import Place, run_missing
-from dra_nb.experiments.runs import Runs
-def kill_one():
-    while not list(Path(sys.argv[3]).glob("*.json")): time.sleep(0.01)
-    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-if sys.argv[4] == "kill": threading.Thread(target=kill_one, daemon=True).start()
-try: print(run_missing([short_spec("mine", seed=s) for s in range(8)], Place(sys.argv[2]), Runs(sys.argv[3]), progress=False, workers=2))
-except DraError as e: print("REFUSED", e)
-"""
-def test_killed_worker(uninterrupted, tmp_path):
-    tmp, here = uninterrupted[0], __file__.rpartition("/")[0]
-    done = succeeded(python(POOL, here, tmp, tmp_path, "kill"))
-    assert done.stdout.startswith("REFUSED") and "worker process was killed" in done.stdout and "finished runs are kept" in done.stdout
-    kept = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("[!.]*.json")}
-    assert 1 <= len(kept) < 8 and not [k for k in kept if "failed" in k]
-    done = succeeded(python(POOL, here, tmp, tmp_path, ""))
-    assert str(dict(done=8 - len(kept), skipped=len(kept), failed=0)) in done.stdout
-    assert {k: (tmp_path/k).stat().st_mtime_ns for k in kept} == kept and len(list(tmp_path.glob("[!.]*.json"))) == 8

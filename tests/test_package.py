@@ -37,9 +37,9 @@ print("LOADED", [m for m in sys.argv[4].split(",") if m in sys.modules])
 def test_runs_without_notebook_tools(tmp_path):
     mvtec_folder(tmp_path/"mine")
     done = succeeded(python(BARE, __file__.rpartition("/")[0], tmp_path, tmp_path/"out", ",".join(BLOCKED)))
-    assert "{'done': 1, 'skipped': 0, 'failed': 0}" in done.stdout and "LOADED []" in done.stdout
+    assert "{'done': 1, 'skipped': 0, 'failed': 0, 'elsewhere': 0}" in done.stdout and "LOADED []" in done.stdout
     assert "REFUSED notebooks need papermill" in done.stdout and "pip install" in done.stdout
-    assert {p.name for p in (tmp_path/"out").iterdir() if p.stem == "t"} == {f"t.{k}" for k in ("csv", "md", "tex", "png", "pdf", "txt")}
+    assert {p.name for p in (tmp_path/"out").iterdir() if p.stem == "t"} == {f"t.{k}" for k in ("csv", "md", "tex", "html", "png", "pdf", "txt")}
 
 def test_import_is_light():
     code = "import sys, time; t = time.perf_counter(); import dra_nb; print(time.perf_counter() - t, 'torch' in sys.modules, dra_nb.__version__)"
@@ -75,7 +75,7 @@ def test_environment_names_every_requirement():
     assert [r for r in map(plain, settings()["requirements"].split()) if not same.get(r, {r}) & names] == []
 
 def test_every_imported_package_is_a_requirement():
-    "What the modules import is required, part of Python, or needed by notebooks only"
+    "What the modules import is required, part of Python, or of an extra"
     import ast, sys
     found = set()
     for path in (REPO/"dra_nb").rglob("*.py"):
@@ -83,10 +83,10 @@ def test_every_imported_package_is_a_requirement():
             if isinstance(node, ast.Import): found |= {a.name.partition(".")[0] for a in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level: found.add(node.module.partition(".")[0])
     names = {"sklearn": "scikit-learn", "PIL": "pillow"}
-    required, notebooks = ({plain(r) for r in settings()[k].split()} for k in ("requirements", "notebooks_requirements"))
+    required, extras = ({plain(r) for k, v in settings().items() if k.endswith("requirements") and (k == "requirements") == own for r in v.split()} for own in (True, False))
     assert {"torch", "numpy"} <= found
     extra = {names.get(f, f) for f in found} - required - set(sys.stdlib_module_names) - {"dra_nb"}
-    assert "papermill" in extra and extra - notebooks == set()
+    assert {"papermill", "distributed"} <= extra and {plain(e) for e in extra} - extras == set()
 
 NOTEBOOKS = sorted(p for p in (REPO/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|root|home|tmp|Users|mnt)/\w+")

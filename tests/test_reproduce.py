@@ -7,6 +7,7 @@ import nbformat, pandas as pd, pytest
 from conftest import REPO, dra_nb, mvtec_folder, records, succeeded
 from dra_nb.core import DraError
 from dra_nb.experiments import cli
+from dra_nb.experiments.grids import ARTEFACTS
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
@@ -123,7 +124,7 @@ def notebook(tmp_path, monkeypatch):
 
 def test_failing_notebook_is_kept_and_marked(study, first, notebook, monkeypatch, capsys):
     tmp, args = study
-    defaults = "profile = ''\ndata = ''\nweights = ''\nout = ''\ndatasets = []\nmethods = []\nshots = []\nseeds = []\ndevice = ''\nprecision = ''"
+    defaults = "profile = ''\ndata = ''\nweights = ''\nout = ''\ndatasets = []\nmethods = []\nshots = []\nseeds = []\nmedical = ''\ndevice = ''\nprecision = ''"
     notebook(defaults, "one = 1", "one/0", "two = 2")
     target = tmp/"out"/"smoke"/"table1_general.ipynb"
     monkeypatch.setattr(sys, "argv", ["dra_nb", *map(str, args)])
@@ -155,16 +156,14 @@ def test_a_notebook_without_parameters_is_refused(notebook):
     with pytest.raises(DraError, match="no cell tagged 'parameters'"): cli.run_notebook("any", target, profile="smoke")
     assert not target.exists()
 
-@pytest.mark.parametrize("artefact", ["table1", "table2"])
+@pytest.mark.parametrize("artefact", ARTEFACTS)
 def test_the_command_passes_what_the_notebook_takes(artefact):
     "Every option of `reproduce` that a notebook needs is one of its parameters"
-    from dra_nb.experiments.grids import ARTEFACTS
-    values = dict(profile="cpu", data="", weights="", out="o", device="cpu", precision="fp32", datasets=["a"], methods=["b"], shots=[1], seeds=[0])
+    values = dict(profile="cpu", data="", weights="", out="o", medical="lag", device="cpu", precision="fp32", datasets=["a"], methods=["b"], shots=[1], seeds=[0])
     cli.check_parameters(cli.notebook_path(ARTEFACTS[artefact].notebook), values)
 
 PAPER = sorted((REPO/"nbs"/"paper").glob("*.ipynb"))
 def test_every_artefact_has_its_notebook():
-    from dra_nb.experiments.grids import ARTEFACTS
     assert {a.notebook for a in ARTEFACTS.values()} <= {p.stem for p in PAPER}
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda p: p.stem)

@@ -17,12 +17,12 @@ TITLES = {"mvtec": "MVTec AD", "aitex": "AITEX", "sdd": "SDD", "elpv": "ELPV", "
           "mastcam": "Mastcam", "brainmri": "BrainMRI", "headct": "HeadCT", "hyperkvasir": "Hyper-Kvasir",
           "textures": "Textures"}
 
-# %% ../../nbs/experiments/00_published.ipynb #b6918281
-METHOD_TITLES = {"kdad": "KDAD", "devnet": "DevNet", "flos": "FLOS", "saoe": "SAOE", "mlep": "MLEP", "dra": "DRA",
-                 "dra1a": "DRA1A", "dra2a": "DRA2A", "dra3ar": "DRA3Ar", "dra3an": "DRA3An",
+# %% ../../nbs/experiments/00_published.ipynb #49a8d98c
+METHOD_TITLES = {"kdad": "KDAD", "devnet": "DevNet", "flos": "FLOS", "saoe": "SAOE", "mlep": "MLEP", "multiclass": "Multi-class",
+                 "dra1a": "DRA1A", "dra2a": "DRA2A", "dra3ar": "DRA3Ar", "dra3an": "DRA3An", "dra_nr1": "DRA, N_r = 1", "dra": "DRA", "dra_nr10": "DRA, N_r = 10",
+                 "dra_bce": "DRA, BCE", "dra_focal": "DRA, focal",
                  "dra_cp_scar": "CP-Scar", "dra_cp_mix": "CP-Mix", "dra_cutmix": "CutMix", "dra_mvtec": "MVTec AD", "dra_lag": "LAG",
-                 "deep_sad": "DeepSAD", "minns": "MINNS",
-                 "multiclass": "Multi-class", "patchcore": "PatchCore", "ahl_devnet": "AHL (DevNet)", "ahl": "AHL (DRA)"}
+                 "deep_sad": "DeepSAD", "minns": "MINNS", "patchcore": "PatchCore", "ahl_devnet": "AHL (DevNet)", "ahl": "AHL (DRA)"}
 
 # %% ../../nbs/experiments/00_published.ipynb #86b9ed06
 def method_title(method:str,  # key, e.g. "devnet"

@@ -79,7 +79,7 @@ class DRA(Method):
 
     def _levels(self, images, references=None):
         "Yield (features, reference map) per scale; references (R, 3, H, W) or the encoded ones"
-        n = len(images)
+        n = images.shape[0]  # not len(images), which an export to ONNX would take for a constant
         if references is None and self.n_reference and not hasattr(self, "reference_0"):
             raise DraError("the residual head has no references yet: call set_references(normal images) before scoring")
         both = images if references is None else torch.cat([images, references])

@@ -92,7 +92,7 @@ def discrepancies(pairs,       # yields (cloner's map, teacher's map) of each st
     parts = [{"direction": direction(s, t)} | ({"value": lam*value(s, t)} if lam else {}) for s, t in pairs]
     return {k: sum(p[k] for p in parts) for k in parts[0]}
 
-# %% ../../nbs/methods/06_kdad.ipynb #1412bf71
+# %% ../../nbs/methods/06_kdad.ipynb #fcff069f
 class KDAD(Method):
     "Teacher and cloner; the anomaly score is their discrepancy"
     needs_anomalies = False
@@ -137,6 +137,11 @@ class KDAD(Method):
     def head_scores(self, images)->dict:
         "Discrepancy over the scored stages: direction and value"
         return discrepancies(self._pairs(images, self.scored), self.lam)
+
+    def features(self, images)->torch.Tensor:
+        "Mean patch of the cloner's last map (B, C): what was learnt, the teacher is the same before and after"
+        if not self.mean_std: images = denormalize(images)
+        return self.cloner(images)[max(self.compared)].float().mean((2, 3))
 
     def score_map(self, images)->torch.Tensor:
         "Discrepancy of every patch, summed over the scored stages, (B, h, w) at the size of the finest of them"

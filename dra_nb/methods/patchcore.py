@@ -14,7 +14,7 @@ from ..core import DraError
 from .method import Method, Schedule, register
 from ..models.backbone import Backbone
 
-# %% ../../nbs/methods/09_patchcore.ipynb #57854bf1
+# %% ../../nbs/methods/09_patchcore.ipynb #fd4b43c1
 MIDDLE = (8, 16)  # pixels per patch of the stages that are taken where a backbone has them
 
 def levels_of(backbone:Backbone,  # with stages
@@ -29,12 +29,9 @@ def levels_of(backbone:Backbone,  # with stages
 
 def cut_after(backbone:Backbone,  # with stages
               level:int,          # pixels per patch of the last stage that is needed
-             )->Backbone:         # sharing its parts
+             )->Backbone:         # parts may be shared
     "The backbone without the stages after a level"
-    last = max(i for i, r in enumerate(backbone.stage_reductions) if r == level) + 1
-    stages = dict(zip(backbone.ends[:last], zip(backbone.stage_channels, backbone.stage_reductions)))
-    end = [name for name, _ in backbone.body.named_children()].index(backbone.ends[last - 1]) + 1
-    return Backbone(backbone.body[:end], stages)
+    return backbone.cut(max(i for i, r in enumerate(backbone.stage_reductions) if r == level) + 1)
 
 # %% ../../nbs/methods/09_patchcore.ipynb #7a2f4ae3
 def patch_features(maps:list,       # (B, C_j, h_j, w_j) of each stage, the finest first
@@ -88,7 +85,8 @@ def nearest(queries:torch.Tensor,  # (Q, d) float32
            )->tuple:               # distances (Q, k), ascending, and rows of the memory (Q, k)
     "The k nearest rows of the memory, by Euclidean distance"
     norms, parts = memory.square().sum(1), []
-    for q in queries.split(max(1, 2**24//len(memory))):
+    block = max(1, 2**24//len(memory))
+    for q in queries.split(block) if len(queries) > block else [queries]:
         rows = torch.addmm(norms, q, memory.T, alpha=-2).topk(k, dim=1, largest=False).indices
         parts.append((torch.stack([(q - memory[r]).norm(dim=1) for r in rows.T], 1), rows))
     return tuple(torch.cat(p) for p in zip(*parts))
@@ -139,7 +137,7 @@ def check_settings(ratio, largest, pool, projection, neighbours, reweight):
     if projection < 0: raise DraError(f"projection must be a number of dimensions, or 0 for none, not {projection}")
     if reweight < 0 or reweight == 1: raise DraError(f"reweight is b of eq. 7, at least 2, or 0 for no weight; {reweight} makes no sense")
 
-# %% ../../nbs/methods/09_patchcore.ipynb #84b373de
+# %% ../../nbs/methods/09_patchcore.ipynb #b9d871e0
 class PatchCore(Method):
     "Memory of normal patch features with nearest-neighbour score (eq. 1 to 7); the backbone stays as it is"
     needs_anomalies = needs_steps = False
@@ -183,9 +181,13 @@ class PatchCore(Method):
         patches, d, rows = (v.flatten(1, 2) for v in self._search(images))
         d, worst = d.mean(2).max(1)
         if self.reweight and len(self.memory) > 1:
-            image = torch.arange(len(worst), device=worst.device)
+            image = torch.arange(worst.shape[0], device=worst.device)
             with full_precision(d): d = d*crowd_weight(patches[image, worst], rows[image, worst, 0], self.memory, self.reweight)
         return {"distance": d}
+
+    def features(self, images)->torch.Tensor:
+        "Mean patch feature of all stages that it looks at (B, C)"
+        return self._patches(images).mean((1, 2))
 
     def score_map(self, images)->torch.Tensor:
         "Distance of every patch, (B, h, w) at the resolution of the finest level"

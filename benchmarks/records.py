@@ -1,0 +1,184 @@
+"""How fast the records of a large study are written, listed and read into one table.
+
+    python benchmarks/records.py                               # about half a minute, 100 MB of disk for that time
+    python benchmarks/records.py --records 200 --repeats 1     # a trial
+
+Records are made up: a spec each, metrics, timing, provenance with the losses of 30 epochs, and the scores of 1,000 test images, which
+all of them share. They lie in a temporary folder that is removed. Every measurement runs in a process of its own.
+Prints a markdown report and writes it (records.md), with the numbers as csv (records.csv), to `--out`.
+"""
+import argparse, hashlib, json, os, sys, tempfile, time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dra_nb.core import DraError, atomic
+from dra_nb.experiments.runs import SCHEMA, Runs, RunSpec, checksum, provenance
+from dra_nb.training.loop import pick_device
+from dra_nb.training.metrics import evaluate
+
+try: from .data import alone, goal, link, text  # imported as a part of `benchmarks`
+except ImportError: from data import alone, goal, link, text  # run as a script
+try: from .training import about, others_seconds, peak_mb, positive, reset_peak, say, seconds_of, slug, spread, table
+except ImportError: from training import about, others_seconds, peak_mb, positive, reset_peak, say, seconds_of, slug, spread, table
+
+IMAGES, EPOCHS, METHODS, WRITTEN, VERIFIED = 1000, 30, ("dra", "devnet", "flos", "saoe"), 50, 50
+TARGETS = {"table": 5}  # seconds for 10,000 records
+
+
+# ---- records to read
+
+def specs(n:int)->list:
+    "n different runs"
+    return [RunSpec("elpv", method=METHODS[i%4], shots=1 + 9*(i//4%2), seed=i//8, settings={"n_reference": 5}) for i in range(n)]
+
+def scores()->pd.DataFrame:
+    "Made-up scores of test images"
+    rng, label = np.random.default_rng(0), np.arange(IMAGES)%2
+    score = (label + rng.normal(size=IMAGES)).astype("float32")
+    return pd.DataFrame(dict(path=[f"images/cell{i:04}.png" for i in range(IMAGES)], label=label, defect=np.where(label, "mono", ""), seen=label == 1,
+                             score=score, score_seen=score/2, score_residual=score/2))
+
+def parts()->tuple:
+    "Metrics, timing and provenance of a made-up run"
+    t, losses = scores(), [{"seen": 1/(i + 1), "pseudo": 2/(i + 1), "residual": 3/(i + 1), "normality": 4/(i + 1)} for i in range(EPOCHS)]
+    return evaluate(t.score, t.label, t.seen), dict(seconds=80., training=60., batches=2., images=28_800), provenance("cpu", "fp32") | dict(losses=losses)
+
+def fill(folder:Path, n:int):
+    "A folder of n records; their scores are further names of one file"
+    metrics, timing, origin = parts()
+    folder.mkdir(parents=True)
+    scores().to_parquet(folder/"scores", index=False)
+    digest = hashlib.sha256((folder/"scores").read_bytes()).hexdigest()
+    for spec in specs(n):
+        record = json.loads(json.dumps(dict(schema=SCHEMA, key=spec.key, spec=asdict(spec), metrics=metrics, timing=timing, provenance=origin, scores_sha256=digest)))
+        (folder/f"{spec.key}.json").write_text(json.dumps(record | dict(record_sha256=checksum(record)), indent=1) + "\n", encoding="utf-8")
+        link(folder/"scores", folder/f"{spec.key}.parquet")
+
+
+# ---- what is measured, each in a fresh process
+
+def measure_reading(folder:Path, n:int, repeats:int)->dict:
+    "Seconds to list the folder, to read the table of a study and to look for what is left over; growth of the peak of the first table"
+    runs, study, found = Runs(folder), specs(n), dict(ls=[], frame=[], cpu=[], missing=[], sweep=[])
+    reset_peak()
+    before = peak_mb()
+    for repeat in range(repeats):
+        for name, call in (("frame", lambda: runs.frame(study)), ("ls", runs.ls), ("missing", lambda: [s for s in study if not runs.done(s)]), ("sweep", runs.sweep)):
+            clock = time.process_time()
+            seconds, result = seconds_of(call)
+            found[name].append(seconds)
+            if name == "frame": found["cpu"].append(time.process_time() - clock)
+            if name in ("frame", "ls") and len(result) != n: raise DraError(f"{len(result)} of {n} records were read; the folder is not the benchmark's own")
+        if not repeat: found["mb"] = peak_mb() - before
+    return found
+
+def measure_export(folder:Path, file:Path, n:int, repeats:int)->dict:
+    "Seconds to write all records to one parquet file, and the scores of a hundred of them at most"
+    runs, some = Runs(folder), dict(scores=True, shots=1, method="dra", seed=list(range(100)))
+    return dict(export=[seconds_of(runs.export, file)[0] for _ in range(repeats)], rows=runs.export(file, **some),
+                scores=[seconds_of(runs.export, file, **some)[0] for _ in range(repeats)])
+
+def measure_each(folder:Path)->dict:
+    "Seconds per record to write (flushed to the disk), and to verify"
+    runs, (metrics, timing, origin), t = Runs(folder), parts(), scores()
+    written = [seconds_of(runs.write, spec, metrics, timing, origin, t)[0] for spec in specs(WRITTEN)]
+    runs.verify()
+    return dict(write=written, verify=[seconds_of(runs.verify)[0]/WRITTEN for _ in range(3)])
+
+
+# ---- all measurements
+
+def measure(args, tmp:Path)->dict:
+    "Everything, one after the other"
+    say(f"{args.records} records")
+    fill(tmp/"runs", args.records)
+    found = alone(measure_reading, tmp/"runs", args.records, args.repeats)
+    say("export")
+    found.update(alone(measure_export, tmp/"runs", tmp/"all.parquet", args.records, args.repeats))
+    say("one by one")
+    return dict(found, **alone(measure_each, tmp/"each"))
+
+def rows(found:dict, args)->list:
+    "One row per number: measure, case, unit, median, min, max, target"
+    def row(measure, case, unit, values, target=None): return dict(measure=measure, case=case, unit=unit, **spread(values), target=target)
+    n, target = f"{args.records} records", TARGETS["table"] if args.records >= 10_000 else None
+    return [row("table of a study (Runs.frame)", n, "s", found["frame"], target), row("table of a study, CPU time", n, "s", found["cpu"]),
+            row("list (Runs.ls)", n, "s", found["ls"], target),
+            row("peak memory above import", n, "MB", [found["mb"]]), row("which runs are missing (Runs.done)", n, "s", found["missing"]),
+            row("look for what is left over (Runs.sweep)", n, "s", found["sweep"]), row("export, a row per run", n, "s", found["export"]),
+            row(f"export, a row per image, of some of {args.records} records", f"{found['rows']} rows", "s", found["scores"]),
+            row("write a record", f"{IMAGES} images", "ms", [1000*s for s in found["write"]]), row("verify a record", f"{IMAGES} images", "ms", [1000*s for s in found["verify"]])]
+
+
+# ---- the report
+
+NOTES = f"""- Records have the losses of {EPOCHS} epochs; the files are in the page cache. Table and list read every JSON file, check its checksum and its parts.
+- Scores are {IMAGES} rows; to verify a record its metrics are computed again from them.
+- Write: both files, each flushed to the disk before it is renamed, so it depends on the disk.
+- Other work: CPU time that other processes used meanwhile, as a share of all cores. Where it is large trust the CPU time, not the seconds."""
+
+def report(frame:pd.DataFrame, result:dict)->str:
+    "The measurements in markdown"
+    a, s = result["about"], result["settings"]
+    lines = [[o["measure"], o["case"], text(o), o["unit"], *goal(o)] for o in frame.to_dict("records")]
+    load = "" if a["load_average"] is None else f", load average {a['load_average']} before"
+    others = "" if result["others"] is None else f" Other work took {result['others']:.0%} of the machine meanwhile."
+    return f"""# Records: {a['device']}
+
+{a['finished']}, dra_nb {a['version']} (commit {a['commit']}), {a['platform']}{load}. python {a['python']}, numpy {a['numpy']}, pandas {pd.__version__}.
+
+{s['repeats']} repeats. Median (smallest to largest).
+
+{table(["measure", "case", "value", "unit", "target", "met"], lines)}
+
+## How it was measured
+
+{NOTES}
+
+The measurement took {result['seconds']:.0f} s.{others}
+"""
+
+def write(frame:pd.DataFrame, result:dict, out:Path):
+    "records.csv and records.md"
+    stamped = frame.assign(device=result["about"]["device"], date=result["about"]["finished"][:10])
+    with atomic(out/"records.csv") as part: stamped.to_csv(part, index=False, float_format="%.6g")
+    with atomic(out/"records.md") as part: Path(part).write_text(report(frame, result), encoding="utf-8")
+
+
+# ---- all of it
+
+def arguments(argv=None)->argparse.Namespace:
+    "The command line"
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--records", type=positive, default=10_000, help="records of the study (default 10000)")
+    p.add_argument("--repeats", type=positive, default=5, help="(default 5)")
+    p.add_argument("--out", type=Path, help="folder of the report (default outputs/benchmarks/<device>/)")
+    args = p.parse_args(argv)
+    if args.records < 8: p.error("fewer than 8 records")
+    return args
+
+def run(args)->dict:
+    "All that is measured, and where"
+    start, others = time.perf_counter(), others_seconds()
+    result = dict(about=about(pick_device("cpu"), "fp32"), settings=vars(args))
+    with tempfile.TemporaryDirectory(prefix="dra_nb_benchmark_") as folder: found = measure(args, Path(folder))
+    seconds = time.perf_counter() - start
+    share = None if others is None else max(others_seconds() - others, 0)/seconds/os.cpu_count()
+    return dict(result, found=found, seconds=seconds, others=share)
+
+def main(argv=None):
+    "Measure, print, write"
+    args = arguments(argv)
+    try: result = run(args)
+    except DraError as e: sys.exit(f"error: {e}")
+    frame = pd.DataFrame(rows(result["found"], args))
+    out = args.out or Path("outputs", "benchmarks", slug(result["about"]["device"]))
+    write(frame, result, out)
+    print(report(frame, result))
+    say(f"written to {out}")
+
+
+if __name__ == "__main__": main()

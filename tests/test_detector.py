@@ -1,0 +1,312 @@
+"A detector from anybody's images: whatever they come as, saved and loaded, with what is broken, missing or malicious."
+import json, os, tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np, pandas as pd, pytest, torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from conftest import mvtec_folder, picture, python, succeeded
+from dra_nb.core import DraError
+from dra_nb.data.sources import read_labelled, stream
+from dra_nb.methods.method import Schedule, load_methods, load_method
+from dra_nb.training.detector import AnomalyDetector, Settings, hold_out
+from dra_nb.training.threshold import Rule, choose_threshold
+
+QUICK = dict(image_size=64, backbone="resnet18_stage2", weights=None, epochs=1, steps=2, batch=9, device="cpu", precision="fp32")
+
+def images(kind, n, seed=0, size=64):
+    rng = np.random.default_rng(seed)
+    return np.stack([np.asarray(picture(kind, rng, size)) for _ in range(n)])
+
+GOOD, DENTS, SCRATCHES = images("good", 24), images("dent", 4, 1), images("scratch", 4, 2)
+
+def write(folder, arrays):
+    "Images as PNG files; their paths"
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, a in enumerate(arrays): Image.fromarray(a).save(folder/f"{i:03}.png")
+    return sorted(str(p) for p in folder.iterdir())
+
+def says(word, f, *args, **kwargs):
+    with pytest.raises(DraError, match=word) as caught: f(*args, **kwargs)
+    return str(caught.value)
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "A folder with good/, bad/dent and bad/scratch"
+    root = tmp_path_factory.mktemp("parts")
+    write(root/"good", GOOD), write(root/"bad/dent", DENTS), write(root/"bad/scratch", SCRATCHES)
+    return root
+
+@pytest.fixture(scope="module")
+def detector(folder): return AnomalyDetector("dra", **QUICK).fit(folder/"good", folder/"bad")
+
+@pytest.fixture(scope="module")
+def file(detector, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")/"parts.safetensors"
+    detector.save(path)
+    return path
+
+def test_learns_from_whatever_images_come_as(folder, detector):
+    good, bad = sorted(map(str, (folder/"good").iterdir())), {k: sorted(map(str, (folder/"bad"/k).iterdir())) for k in ("dent", "scratch")}
+    catalog = read_labelled(mvtec_folder(folder.parent/"other"))
+    reference = detector.score_samples(GOOD[:3])
+    for normal, anomalies in ((folder/"good", folder/"bad"), (good[::-1], bad), (GOOD, {"dent": DENTS, "scratch": folder/"bad/scratch"})):
+        again = AnomalyDetector("dra", **QUICK).fit(normal, anomalies)
+        assert again.summary_["anomalies"] == {"dent": 4, "scratch": 4} and again.summary_["normals"] + again.summary_["held_out"] == 24
+        np.testing.assert_array_equal(again.score_samples(GOOD[:3]), reference)  # the same images, so the same detector
+    whole = AnomalyDetector("dra", **QUICK).fit(catalog)
+    assert (whole.summary_["normals"], whole.summary_["held_out"]) == (12, 4)  # its test normals are held out
+
+def test_arrays_and_files_have_the_same_scores(folder, detector):
+    reference, good = detector.score_samples(folder/"good"), sorted(map(str, (folder/"good").iterdir()))
+    for source in (good, GOOD, [Path(o) for o in good], list(GOOD), [Image.fromarray(a) for a in GOOD], iter(good), pd.DataFrame({"path": good, "box": None})):
+        np.testing.assert_allclose(detector.score_samples(source), reference, rtol=1e-5)
+    np.testing.assert_allclose(detector.score_samples(GOOD, batch=1), reference, rtol=1e-4, atol=1e-5)
+    grey = GOOD[..., 0]
+    np.testing.assert_array_equal(detector.score_samples(grey), detector.score_samples(np.repeat(grey[..., None], 3, -1)))
+
+def test_signs(detector):
+    both = np.concatenate([GOOD[:4], DENTS])
+    scores = detector.score_samples(both)
+    np.testing.assert_array_equal(detector.decision_function(both), scores - detector.threshold_.value)
+    np.testing.assert_array_equal(detector.predict(both), (scores > detector.threshold_.value).astype(int))
+    held = np.asarray(detector.threshold_.normal)
+    np.testing.assert_allclose(detector.p_values(both), [(1 + (held >= s).sum())/(1 + len(held)) for s in scores])
+
+@pytest.mark.parametrize("n", [0, 1, 8])
+@pytest.mark.parametrize("name", sorted(load_methods()))
+def test_every_method_with_none_one_and_many_anomalies(name, n, tmp_path):
+    d = AnomalyDetector(name, **QUICK, **{"pool": 24} if name == "ahl" else {})
+    anomalies = {"dent": DENTS, "scratch": SCRATCHES} if n == 8 else DENTS[:1] if n else None
+    extra = {"outliers": images("good", 4, 5)} if name == "saoe" else {}
+    able = load_methods()[name].supervision == "normals only" or name in ("dra", "multiclass", "saoe")
+    if not n and not able:
+        message = says("learns from given anomalies, and there are none", d.fit, GOOD, None, **extra)
+        assert "patchcore" in message and "dra" in message
+        return
+    d.fit(GOOD, anomalies, **extra)
+    scores = d.score_samples(GOOD[:4])
+    assert np.isfinite(scores).all() and len(d.report_.frame) == 1 + (2 if n == 8 else n)
+    d.save(tmp_path/"d.safetensors")
+    np.testing.assert_array_equal(AnomalyDetector.load(tmp_path/"d.safetensors", "cpu").score_samples(GOOD[:4]), scores)
+    if load_methods()[name].maps: assert d.score_map(GOOD[0]).shape == (64, 64)
+    else: says("score map", d.score_map, GOOD[0])
+
+def test_without_anomalies_it_says_what_it_does():
+    d = AnomalyDetector("dra", **QUICK).fit(GOOD)
+    assert "no seen head" in str(d.report_) and list(d.method_.heads) == ["pseudo", "residual", "normality"] and d.summary_["schedule"]["anomalies"] == 0
+    assert d.get_params() == Settings("dra", **QUICK).get_params()  # its settings stay what they were
+    says("seen head learns", AnomalyDetector("dra", heads=("seen", "pseudo"), **QUICK).fit, GOOD)
+    says("outliers=", AnomalyDetector("saoe", **QUICK).fit, GOOD, DENTS)
+
+def test_another_process_scores_the_same(file, folder, detector):
+    code = "import sys; from dra_nb.training.detector import AnomalyDetector as A; d = A.load(sys.argv[1], 'cpu'); print(*(s.hex() for s in map(float, d.score_samples(sys.argv[2])))); print(d.report_)"
+    first, _, rest = succeeded(python(code, file, folder/"good")).stdout.partition("\n")
+    np.testing.assert_array_equal([float.fromhex(s) for s in first.split()], detector.score_samples(folder/"good"))
+    assert rest.strip() == str(detector.report_).strip()
+
+def test_the_file_is_a_method_too(file, detector):
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(): torch.testing.assert_close(load_method(file).score(x), detector.method_.score(x), rtol=1e-4, atol=1e-5)
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_gpu_scores_the_same(file, folder, detector):
+    there = AnomalyDetector.load(file, "cuda").score_samples(folder/"good")
+    here = detector.score_samples(folder/"good")
+    np.testing.assert_allclose(there, here, rtol=1e-2, atol=1e-2*np.abs(here).max())  # TF32 convolutions
+
+def rewritten(file, path, tensors=None, **changes):
+    "A copy of a detector's file with other metadata: paths of keys, joined by '__', and values"
+    with safe_open(file, "pt") as f: meta, old = dict(f.metadata()), {k: f.get_tensor(k) for k in f.keys()}
+    config = json.loads(meta["detector"])
+    for key, value in changes.items():
+        *inner, last = key.split("__")
+        at = config
+        for k in inner: at = at[k]
+        at[last] = value
+    meta["detector"] = json.dumps(config)
+    save_file(old if tensors is None else tensors(old), path, metadata=meta)
+    return path
+
+def test_files_that_are_not_what_they_seem(file, tmp_path):
+    load, p = AnomalyDetector.load, tmp_path/"x.safetensors"
+    says("newer", load, rewritten(file, p, schema=99))
+    says("finite", load, rewritten(file, p, threshold__value=float("inf")))
+    says("damaged", load, rewritten(file, p, threshold__normal=["__import__('os')"]))
+    says("holds a dra and describes", load, rewritten(file, p, params__method="devnet"))
+    says("unknown setting", load, rewritten(file, p, params__evil=1))
+    says("image_size", load, rewritten(file, p, params__image_size=10**9))
+    says("unknown way", load, rewritten(file, p, threshold__rule__by="os.system"))
+    says("not a detector", load, rewritten(file, p, groups=[{"x": 1}]))
+    says("not a detector", load, rewritten(file, p, summary={}))
+    says("not a detector", load, rewritten(file, p, params=[]))
+    says("fit its own settings", load, rewritten(file, p, lambda t: {k: v for k, v in t.items() if k != "heads.seen.classify.weight"}))
+    says("not finite", load, rewritten(file, p, lambda t: t | {"heads.seen.classify.weight": t["heads.seen.classify.weight"]*float("nan")}))
+    says("not a detector", load, rewritten(file, p, lambda t: t | {"reference_9": torch.zeros(2, 2), "more": torch.zeros(2)}))
+    says("not a detector", load, rewritten(file, p, lambda t: t | {"reference_0": torch.zeros(2, 2)}))
+    for n in (0, 7, 100, 5000):
+        p.write_bytes(file.read_bytes()[:n])
+        says("not a detector", load, p)
+    p.write_bytes(b"\x80\x04\x95" + b"cos\nsystem\n(S'touch /tmp/pwned'\ntR.")  # a pickle
+    says("not a detector", load, p)
+    assert not os.path.exists("/tmp/pwned")
+    says("does not exist", load, tmp_path/"gone")
+    says("is a folder", load, tmp_path)
+
+def test_huge_settings_take_no_memory(tmp_path):
+    AnomalyDetector("deep_sad", **QUICK).fit(GOOD, DENTS).save(tmp_path/"d.safetensors")
+    with safe_open(tmp_path/"d.safetensors", "pt") as f: meta, tensors = dict(f.metadata()), {k: f.get_tensor(k) for k in f.keys()}
+    for part in ("dra_nb", "detector"):
+        config = json.loads(meta[part])
+        config.get("params", config.get("settings", {})).update(dimensions=10**9)
+        meta[part] = json.dumps(config)
+    save_file(tensors, tmp_path/"huge.safetensors", metadata=meta)
+    says("does not fit its own settings", AnomalyDetector.load, tmp_path/"huge.safetensors")
+
+def test_a_broken_image_in_the_middle_of_a_stream(folder, detector, tmp_path):
+    good = sorted(map(str, (folder/"good").iterdir()))
+    (tmp_path/"text.png").write_text("no picture")
+    (tmp_path/"half.png").write_bytes(Path(good[0]).read_bytes()[:200])
+    mixed = [good[0], tmp_path/"text.png", good[1], tmp_path/"half.png", tmp_path/"gone.png", 5, good[2]]
+    found = list(detector.score_stream(iter(mixed), batch=3))
+    assert [bool(o.error) for o in found] == [False, True, False, True, True, True, False] and [o.name for o in found[:2]] == [good[0], str(tmp_path/"text.png")]
+    np.testing.assert_allclose([o.score for o in found if not o.error], detector.score_samples(good[:3]), rtol=1e-5)
+    assert all(o.score is None and o.anomaly is None for o in found if o.error)
+    table = detector.score_table(mixed)
+    assert table.error.ne("").sum() == 4 and table.score.notna().sum() == 3
+    assert "4 of 7" in says("have no score", detector.predict, mixed)
+    os.mkdir(tmp_path/"only")
+    (tmp_path/"only/x.png").write_text("no picture")
+    assert [bool(o.error) for o in detector.score_stream(tmp_path/"only")] == [True]
+    result = detector.evaluate(good[:4] + [str(tmp_path/"text.png")], folder/"bad")
+    assert "1 images could not be read" in str(result) and result.frame.n.sum() == 4 + 8
+
+def test_results_come_while_images_come(detector):
+    "The stream does not wait for its end, and holds a batch, not all"
+    asked = []
+    def camera():
+        for i in range(1000):
+            asked.append(i)
+            yield GOOD[i % 24]
+    results = detector.score_stream(camera(), batch=4, workers=1)
+    for _ in range(9): next(results)
+    assert len(asked) < 20
+    results.close()
+
+def test_memory_does_not_grow_with_the_folder(detector):
+    big = np.zeros((600, 600, 3), np.uint8)
+    def peak(n):
+        tracemalloc.start()
+        for _ in detector.score_stream((big + i % 7 for i in range(n)), batch=8, workers=1): pass
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+    peak(8)
+    assert peak(160) < 1.3*peak(40)
+
+def test_wrong_images(folder, tmp_path, detector):
+    fit = lambda *a, **k: AnomalyDetector("dra", **QUICK).fit(*a, **k)
+    (tmp_path/"empty").mkdir()
+    write(tmp_path/"all/anomalies", DENTS), write(tmp_path/"mixed/good", GOOD[:2]), write(tmp_path/"mixed/dent", DENTS)
+    says("holds no image", fit, tmp_path/"empty")
+    says("holds no image", fit, folder/"good", tmp_path/"empty")
+    says("does not exist", fit, tmp_path/"gone")
+    says("no normal images", fit, tmp_path/"all")
+    says("count as anomalies", fit, folder/"good", tmp_path/"mixed")
+    says("among the normals and the given anomalies", fit, folder/"good", folder/"good")
+    says("among the normals and the validation normals", fit, folder/"good", folder/"bad", validation=(folder/"good", folder/"bad"))
+    says("holds anomalies itself", fit, mvtec_folder(tmp_path/"whole"), folder/"bad")
+    says("at least 2", fit, GOOD[:1], DENTS)
+    says("n_reference", fit, GOOD[:3], DENTS)
+    says("one image", fit, GOOD[0])
+    says("no image", fit, GOOD/255)
+    says("empty", fit, [])
+    assert "no anomalies were given" in str(fit(GOOD, []).report_)  # none is a number of anomalies, too
+    (tmp_path/"bad.png").write_text("no picture")
+    says("bad.png cannot be used", fit, [*sorted(map(str, (folder/"good").iterdir())), tmp_path/"bad.png"])
+    for call in (detector.score_samples, lambda o: list(detector.score_stream(o))): says("no images", call, tmp_path/"empty")
+    says("does not exist", detector.predict, tmp_path/"gone")
+    says("learnt nothing", AnomalyDetector().score_samples, GOOD)
+    says("at least 1", detector.score_stream, GOOD, batch=0)
+    says("unknown kind of heat map", detector.score_map, GOOD[0], kind="hete")
+
+def test_two_categories_are_two_detectors(tmp_path):
+    mvtec_folder(tmp_path/"set/a", 3, 1, {"x": 1}), mvtec_folder(tmp_path/"set/b", 3, 1, {"x": 1})
+    says("2 categories", AnomalyDetector("dra", **QUICK).fit, read_labelled(tmp_path/"set/a").assign(category=["a", "b"]*2 + ["a"]))
+
+def test_threshold_of_a_detector(folder):
+    validation = (images("good", 8, 7), {"dent": images("dent", 3, 8), "ink": images("scratch", 3, 9)})
+    d = AnomalyDetector("dra", threshold="f1", **QUICK).fit(folder/"good", folder/"bad", validation=validation)
+    assert d.summary_["normals"] == 24 and len(d.threshold_.normal) == 8 and len(d.threshold_.anomaly) == 6  # nothing has to be held out
+    roles = d.report_.frame.set_index("images").role.astype(str).groupby(level=0).agg(" ".join)
+    assert "validation, seen" in roles["dent"] and "validation, unseen" in roles["ink"]
+    unnamed = AnomalyDetector("dra", **QUICK).fit(folder/"good", DENTS).evaluate(folder/"good", folder/"bad")
+    assert set(unnamed.frame.role) == {"tested"}  # without the names of classes nobody knows what was seen
+    n, a = d.score_samples(validation[0]), np.concatenate([d.score_samples(v) for v in validation[1].values()])
+    assert d.threshold_.value == choose_threshold(Rule("f1"), n, a).value
+    assert d.calibrate(threshold="cost", miss=100).threshold_.value == choose_threshold(Rule("cost", miss=100), n, a).value
+    assert d.calibrate(fpr=.25, threshold="fpr").threshold_.value == np.sort(n)[-2] and d.get_params()["fpr"] == .25
+    says("validation=", AnomalyDetector("dra", threshold="cost", **QUICK).fit, folder/"good", folder/"bad")
+    says("cannot tell a false-alarm rate of 0.001", AnomalyDetector("dra", fpr=.001, **QUICK).fit, folder/"good", folder/"bad")
+    says("cannot tell", d.calibrate, fpr=.01)
+    assert d.threshold_.rule.fpr == .25  # a refused one changes nothing
+    loose = AnomalyDetector("dra", **QUICK).fit(folder/"good", folder/"bad")
+    assert "too few for a false-alarm rate of 5 %" in str(loose.report_) and loose.threshold_.value == max(loose.threshold_.normal)
+    free = AnomalyDetector("patchcore", threshold="f1", **QUICK).fit(folder/"good", folder/"bad")
+    assert len(free.threshold_.anomaly) == 8 and set(free.report_.frame.role) == {"held out", "not trained on"}  # not trained on, so they may choose
+
+def test_held_out_normals_are_not_trained_on(folder):
+    "Replacing a held-out image changes no weight, replacing any other does"
+    d = AnomalyDetector("patchcore", **QUICK).fit(GOOD)
+    names = np.random.RandomState((0, 2)).permutation(24)[:hold_out(24, Rule())]
+    for i, same in ((names[0], True), (np.setdiff1d(np.arange(24), names)[0], False)):
+        other = GOOD.copy()
+        other[i] = 255 - other[i]
+        again = AnomalyDetector("patchcore", **QUICK).fit(other)
+        assert (again.method_.memory.shape == d.method_.memory.shape and torch.equal(again.method_.memory, d.method_.memory)) == same
+
+def test_left_out_classes_and_parts(folder):
+    d = AnomalyDetector("devnet", **QUICK).fit(folder/"good", folder/"bad", check=("unseen", "seen"))
+    left = d.report_.frame[d.report_.frame.role.str.startswith("left out")]
+    assert list(left.images) == ["dent", "scratch", "part 1", "part 2", "part 3"] and left.n.tolist() == [4, 4, 3, 3, 2]
+    for group in d.groups_[-5:]: assert len(group.normal) == d.summary_["held_out"]
+    alone = AnomalyDetector("devnet", **QUICK | dict(seed=0)).fit(folder/"good", {"scratch": folder/"bad/scratch"})
+    np.testing.assert_allclose(alone.score_samples(folder/"bad/dent"), d.groups_[-5].scores, rtol=1e-4, atol=1e-5)  # what a detector that never saw dents says
+    before = left.above.tolist()
+    d.calibrate(fpr=.5)
+    after = d.report_.frame[d.report_.frame.role.str.startswith("left out")].above.tolist()
+    assert all(a >= b for a, b in zip(after, before))
+    says("needs two or more", AnomalyDetector("devnet", **QUICK).fit, folder/"good", folder/"bad/dent", check="unseen")
+    says("unknown check", AnomalyDetector("devnet", **QUICK).fit, folder/"good", folder/"bad", check="unsen")
+
+def test_habits_of_scikit_learn():
+    from sklearn.base import clone
+    d = AnomalyDetector("devnet", fpr=.1, fraction=.3, schedule=Schedule(epochs=1))
+    again = clone(d)
+    assert again is not d and again.get_params() == d.get_params() and again.method_ is None
+    assert d.set_params(fraction=.2, seed=3).get_params()["fraction"] == .2
+    says("unknown setting of devnet", d.set_params, fractoin=.2)
+    says("epochs", AnomalyDetector, epochs=0)
+    assert d.set_params(schedule=None, **QUICK).fit(GOOD, DENTS) is d
+
+def test_pixel_metrics_where_there_are_masks(tmp_path, detector):
+    root = mvtec_folder(tmp_path/"set", 4, 3, {"dent": 3})
+    says("need masks", detector.evaluate, root, pixels=True)
+    (root/"ground_truth/dent").mkdir(parents=True)
+    for i in range(3): Image.fromarray(np.uint8(255*(np.indices((64, 64)).sum(0) < 40))).save(root/f"ground_truth/dent/{i:03}_mask.png")
+    result = detector.evaluate(root, pixels=True)
+    assert set(result.metrics) == {"auroc", "ap", "pixel_auroc", "aupro", "pixel_f1"} and result.frame.n.tolist() == [3, 3]
+
+def test_a_folder_that_cannot_be_listed(folder, monkeypatch):
+    "is reported in its place"
+    import dra_nb.data.sources as sources
+    listing = sources.list_images
+    def refuse(path, **kwargs):
+        if str(path).endswith("dent"): raise DraError("the folder dent cannot be listed")
+        return listing(path, **kwargs)
+    monkeypatch.setattr(sources, "list_images", refuse)
+    found = list(stream(folder/"bad", 16))
+    assert [e for _, _, e in found if e] == ["the folder dent cannot be listed"] and len(found) == 5
