@@ -42,5 +42,5 @@ $(VENV)/.notebooks: $(VENV)/bin/python settings.ini setup.py constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.notebooks
-	$(PIP) -e ".[notebooks,dev,cluster,stats,export]"
+	$(PIP) -e ".[notebooks,dev,cluster,stats,export,backbones]"
 	touch $@

@@ -7,11 +7,11 @@ import numpy as np, pandas as pd, pytest
 from conftest import dra_nb, mvtec_folder, python, refused, succeeded
 
 @pytest.mark.parametrize("command, options", [
-    ([], ["reproduce", "plan", "status", "run", "runs", "datasets", "methods"]),
+    ([], ["reproduce", "plan", "status", "run", "runs", "datasets", "methods", "fit", "score", "eval", "export"]),
     (["reproduce"], "--profile --data --weights --out --dataset --method --shots --seed --medical --workers --slots --engine --address --retries --tls --slurm --checkpoint-every --device --precision".split()),
     (["plan"], "--profile --data --weights --out --dataset --method --shots --seed --medical --workers".split()), (["status"], ["--profile", "--out"]),
     (["runs"], "verify ls show diff rm export".split()),
-    (["run"], "--method --category --known-class --shots --seed --profile --setting --data --weights --out --save --device --precision".split()),
+    (["run"], "--method --category --known-class --shots --seed --profile --setting --backbone --data --weights --out --save --device --precision".split()),
     (["datasets"], ["--data", "--check", "download", "show"]), (["datasets", "download"], ["--data"]), (["datasets", "show"], ["--data", "--out", "--category"]),
     (["methods"], [])])
 def test_help(command, options):

@@ -55,7 +55,7 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_latex_compiles(files, kind, tmp_path):
     if not shutil.which("pdflatex"):
-        if os.environ.get("CI"): pytest.fail("pdflatex is missing: install texlive-latex-base and texlive-latex-recommended")
+        if os.environ.get("DRA_NB_GATE"): pytest.fail("pdflatex is missing: install texlive-latex-base and texlive-latex-recommended")
         pytest.skip("pdflatex is missing")
     table = files[kind][1]["tex"].read_text(encoding="utf-8")
     packages = re.search(r"needs (\\usepackage\{.*\})", table)[1]

@@ -52,9 +52,9 @@ def run_notebook(name:str,      # notebook under nbs/paper, without suffix
     except papermill.PapermillExecutionError as e:
         raise DraError(f"notebook {name} failed in cell {e.exec_count}: {e.ename}: {e.evalue}. The failing cell is marked in {target}") from e
 
-# %% ../../nbs/experiments/05_cli.ipynb #38a4adb4
+# %% ../../nbs/experiments/05_cli.ipynb #3cf6a838
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-                  help="Open-set supervised anomaly detection: regenerate the tables of DRA (CVPR 2022), run single cells, look at data and methods.")
+                  help="Open-set supervised anomaly detection: regenerate the tables and figures of DRA (CVPR 2022), and make a detector of your own images.")
 
 Data = typer.Option(None, "--data", help="Folder that holds one folder per dataset (elpv/, brainmri/, mvtec/, or your own in MVTec layout). Not needed for the embedded textures.")
 Weights = typer.Option(None, "--weights", help="Backbone weights: 'imagenet' (downloaded once), a .pth or .safetensors file, or 'none' (random). Default: as the profile says.")
@@ -165,7 +165,7 @@ def status(profile:str = ProfileName, out:Path = Out):
     for f in failures.to_dict("records"): typer.echo(f"  failed: {f['key']} {f['run']}, {f['attempts']} attempt(s): {f['error']}")
     for name, why in table.attrs.get("unreadable", {}).items(): typer.echo(f"  not readable: {name}: {why}")
 
-# %% ../../nbs/experiments/05_cli.ipynb #bf461a45
+# %% ../../nbs/experiments/05_cli.ipynb #0c7c7470
 @app.command()
 def run(dataset:str = typer.Argument(..., help="Dataset, see 'dra_nb datasets'"),
         method:str = typer.Option("dra", help="Method, see 'dra_nb methods'"),
@@ -173,15 +173,18 @@ def run(dataset:str = typer.Argument(..., help="Dataset, see 'dra_nb datasets'")
         known_class:str = typer.Option("", help="Known anomaly class: chooses the hard setting"),
         shots:int = typer.Option(10, help="Number of given anomalies"), seed:int = typer.Option(0, help="Seed of everything random"),
         profile:str = typer.Option("smoke", help="Profile that gives image size, schedule and backbone"),
+        backbone:Optional[str] = typer.Option(None, help="Another backbone: resnet18, vgg16, or timm:NAME for any model of timm with a feature map"),
         setting:List[str] = typer.Option([], help="Setting of the method as name=value, e.g. preset=paper or n_reference=10 (repeatable)"),
         data:Optional[Path] = Data, weights:Optional[str] = Weights,
         out:Path = typer.Option("outputs", help="The record goes to OUT/PROFILE/runs"),
         save:Optional[Path] = typer.Option(None, help="Also write the trained model to this .safetensors file"),
         device:str = Device, precision:str = Precision):
     "Train and evaluate one method on one dataset; print its metrics as JSON."
+    from dataclasses import replace
     from dra_nb.experiments import engine, grids
     from dra_nb.experiments.runs import Runs
     prof = grids.PROFILES[choose("profile", profile, grids.PROFILES)]
+    if backbone: prof = replace(prof, backbone=backbone)
     method, settings = grids.system(method, prof, dataset)
     weights = weights or prof.weights
     place = engine.Place(data and str(data), None if weights == "none" else weights, device, precision)
@@ -297,9 +300,11 @@ def methods(name:Optional[str] = typer.Argument(None, help="Show the settings of
         settings = {k: p.default for k, p in inspect.signature(METHODS[name].factory).parameters.items() if k != "backbone"}
         for key, value in settings.items(): typer.echo(f"           --setting {key}={value}")
 
-# %% ../../nbs/experiments/05_cli.ipynb #55996e81
+# %% ../../nbs/experiments/05_cli.ipynb #764dc9b1
+from .detector_cli import add_commands
 from .records_cli import runs_app
 app.add_typer(runs_app, name="runs")
+add_commands(app)
 
 # %% ../../nbs/experiments/05_cli.ipynb #f6b8ea95
 def main():

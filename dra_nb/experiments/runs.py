@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'SCORES', 'FEATURES', 'QUIET', 'RunSpec', 'spec_from', 'device_name', 'provenance', 'Damaged', 'checksum',
            'read_record', 'shorten', 'describe_error', 'Finding', 'alive', 'Difference', 'compare_records', 'Runs']
 
-# %% ../../nbs/experiments/01_runs.ipynb #c0d09e4b
+# %% ../../nbs/experiments/01_runs.ipynb #ff07bc8c
 import hashlib, io, json, os, platform, re, stat, subprocess, sys, time, traceback
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 import dra_nb
-from ..core import DraError, atomic, choose
+from ..core import _HOST, DraError, atomic, choose
 from .claiming import holder, release, take
 from ..methods.schedule import Schedule
 
@@ -373,12 +373,12 @@ def _age(path):
     try: return max(0, time.time() - os.stat(path).st_mtime)
     except OSError: return 0
 
-# %% ../../nbs/experiments/01_runs.ipynb #9559b376
+# %% ../../nbs/experiments/01_runs.ipynb #9ca120db
 def _left_overs(runs):
     "Yield a Finding for every file that no process will need"
     kinds, parts = _listing(runs.folder)
     for path, _, pid in parts:
-        if not alive(pid) and _age(path) > QUIET: yield Finding(path.name, "left over", f"working file of process {pid}, which is gone")
+        if not alive(pid) and (f".{_HOST}." in path.name or _age(path) > QUIET): yield Finding(path.name, "left over", f"working file of process {pid}, which is gone")
     for key, has in kinds.items():
         finished = {"json", "parquet"} <= has
         def found(kind, message): return Finding(f"{key}.{kind}", "left over", message)

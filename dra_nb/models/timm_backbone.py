@@ -69,7 +69,7 @@ def blank_model(name:str,  # of timm
             return net, options, norm
     raise DraError(f"timm:{name} gives no feature maps of colour images; pass another model, such as timm:convnext_tiny")
 
-# %% ../../nbs/models/03_timm.ipynb #acf5ce29
+# %% ../../nbs/models/03_timm.ipynb #e245386a
 def map_sizes(net, norm:bool, side:int):  # (channels, height) of every map, or None: images of this size are refused
     "What becomes of an image of `side` x `side` px"
     try:
@@ -85,7 +85,7 @@ def find_reductions(net,          # on the device meta
     step, small = 4*math.lcm(*claimed), map_sizes(net, norm, side)
     large = map_sizes(net, norm, side + step)
     if large is None or any(b[1] == a[1] for a, b in zip(small, large)):
-        if any(h not in (side//r, math.ceil(side/r)) for (_, h), r in zip(small, claimed)): raise DraError(f"timm says {claimed} px per patch, its maps of {side} px have {small}")
+        if any(h not in (side//r, math.ceil(side/r)) for (_, h), r in zip(small, claimed)): raise DraError(f"timm says {claimed} px per patch, but at {side} px the maps have (channels, height) {small}; pass another backbone")
         return list(claimed), claimed[-1], side
     found = [step/(b[1] - a[1]) for a, b in zip(small, large)]
     if any(r % 1 for r in found): raise DraError(f"maps do not grow with the image: {small} at {side} px, {large} at {side + step} px; pass another backbone")

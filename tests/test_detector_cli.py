@@ -1,0 +1,286 @@
+"The detector's commands: fit, score, eval, export; what is broken, what is refused, what is left when a process dies."
+import json, os, shutil, tracemalloc
+
+import numpy as np, pandas as pd, pytest, typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from conftest import mvtec_folder, python, succeeded
+from dra_nb.core import DraError
+from dra_nb.experiments import detector_cli
+from dra_nb.training.detector import AnomalyDetector
+
+QUICK = "--image-size 48 --backbone resnet18_stage2 --weights none --epochs 1 --steps 2 --batch 9 --device cpu --precision fp32".split()
+APP = typer.Typer()
+detector_cli.add_commands(APP)
+
+def call(*args):
+    "Run a command in this process: status, output, error output; 2 and the message where it is refused, as `main` does"
+    result = CliRunner().invoke(APP, list(map(str, args)))
+    if isinstance(result.exception, DraError): return 2, result.stdout, str(result.exception)
+    if result.exception and not isinstance(result.exception, SystemExit): raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+def done(*args, status=0):
+    "The output of a command that ended as it should"
+    got, out, err = call(*args)
+    assert got == status, (got, out, err)
+    return out
+
+def refused(word, *args):
+    status, _, message = call(*args)
+    assert status == 2 and word in message, (status, message)
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    "A folder with train/good, test/good, test/dent and test/scratch"
+    root = tmp_path_factory.mktemp("data")/"parts"
+    mvtec_folder(root, n_train=14, n_test=4, classes={"dent": 4, "scratch": 4}, size=48)
+    (root/"bad").mkdir()
+    for k in ("dent", "scratch"): shutil.copytree(root/"test"/k, root/"bad"/k)
+    return root
+
+@pytest.fixture(scope="module")
+def fitted(parts, tmp_path_factory):
+    "What fit printed, and its model"
+    file = tmp_path_factory.mktemp("model")/"new"/"parts.safetensors"
+    return done("fit", parts/"train/good", "--anomalies", parts/"bad", *QUICK, "-o", file), file
+
+@pytest.fixture(scope="module")
+def model(fitted): return fitted[1]
+
+@pytest.fixture(scope="module")
+def strict(model):
+    "The same detector, with a threshold that nothing exceeds, and one that everything does"
+    files = [model.with_name(f"{k}.safetensors") for k in ("none", "all")]
+    for file, value in zip(files, (1e6, -1e6)): AnomalyDetector.load(model, "cpu").calibrate(threshold=value).save(file)
+    return files
+
+@pytest.fixture
+def inbox(parts, tmp_path):
+    "left/000.png, left/001.png, right/000.png, right/000.bmp and a broken picture in the middle"
+    box = tmp_path/"inbox"
+    for folder in ("left", "right"): (box/folder).mkdir(parents=True)
+    for name, source in (("left/000.png", "train/good/000.png"), ("left/001.png", "test/dent/000.png"), ("right/000.png", "test/dent/001.png")): shutil.copy(parts/source, box/name)
+    Image.open(parts/"test/scratch/000.png").save(box/"right/000.bmp")
+    (box/"left/000b.png").write_bytes((parts/"test/good/000.png").read_bytes()[:200])
+    return box
+
+def files(folder): return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+def test_fit_prints_its_report_and_saves_it(fitted, parts):
+    printed, file = fitted
+    d = AnomalyDetector.load(file, "cpu")
+    assert str(d.report_) in printed and str(file) in printed and d.summary_["anomalies"] == {"dent": 4, "scratch": 4} and d.image_size == 48
+    same = AnomalyDetector("dra", image_size=48, backbone="resnet18_stage2", weights=None, epochs=1, steps=2, batch=9, device="cpu", precision="fp32").fit(parts/"train/good", parts/"bad")
+    np.testing.assert_array_equal(same.score_samples(parts/"bad"), d.score_samples(parts/"bad"))
+
+def test_every_option_of_fit_arrives(parts, tmp_path, monkeypatch):
+    "The detector is made with what was typed; nothing is trained"
+    asked = {}
+    def catch(self, *args, **kwargs): raise DraError(str(asked.update(params=self.get_params(), args=args, **kwargs) or "caught"))
+    monkeypatch.setattr(AnomalyDetector, "fit", catch)
+    refused("caught", "fit", "N", "--anomalies", "A", "--validation", "V.csv", "--outliers", "O", "--method", "devnet", "--image-size", 96, "--weights", "none", "--backbone", "resnet18",
+            "--epochs", 3, "--steps", 4, "--batch", 5, "--setting", "fraction=.2", "--threshold", "cost", "--fpr", .1, "--miss", 7, "--false-alarm", 2, "--prevalence", .01,
+            "--holdout", .3, "--check", "unseen", "--check", "seen", "--seed", 6, "--device", "cpu", "--precision", "fp32", "-o", tmp_path/"m")
+    assert asked["args"] == ("N", "A", "V.csv", "O") and list(asked["check"]) == ["unseen", "seen"]
+    assert asked["params"] == dict(method="devnet", image_size=96, weights="none", backbone="resnet18", epochs=3, steps=4, batch=5, schedule=None, device="cpu", precision="fp32", seed=6,
+                                   threshold="cost", fpr=.1, miss=7, false_alarm=2, prevalence=.01, holdout=.3, fraction=.2)
+    refused("caught", "fit", "N", "--threshold", "1.5", "-o", tmp_path/"m")
+    plain = AnomalyDetector().get_params()
+    assert asked["params"] == plain | dict(threshold=1.5) and asked["args"] == ("N", None, None, None) and list(asked["check"]) == []
+    assert not (tmp_path/"m").exists()
+
+def test_fit_refuses_before_it_trains(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr("dra_nb.training.detector.train", lambda *a, **k: pytest.fail("it trained"))
+    good, out = parts/"train/good", tmp_path/"m.safetensors"
+    (tmp_path/"empty").mkdir(), (tmp_path/"file").write_text("x")
+    refused("holds no image", "fit", tmp_path/"empty", *QUICK, "-o", out)
+    refused("does not exist", "fit", tmp_path/"gone", *QUICK, "-o", out)
+    refused("does not exist", "fit", good, "--anomalies", tmp_path/"gone", *QUICK, "-o", out)
+    refused("unknown method", "fit", good, *QUICK, "--method", "dar", "-o", out)
+    refused("unknown setting", "fit", good, *QUICK, "--setting", "hedas=1", "-o", out)
+    refused("name=value", "fit", good, *QUICK, "--setting", "heads", "-o", out)
+    refused("options of 'dra_nb fit", "fit", good, *QUICK, "--setting", "seed=1", "-o", out)
+    refused("unknown way to choose a threshold", "fit", good, *QUICK, "--threshold", "f2", "-o", out)
+    refused("finite", "fit", good, *QUICK, "--threshold", "nan", "-o", out)
+    refused("no anomaly among them", "fit", good, *QUICK, "--threshold", "f1", "-o", out)
+    refused("cannot tell", "fit", good, *QUICK, "--fpr", ".001", "-o", out)
+    refused("learns from given anomalies", "fit", good, *QUICK, "--method", "devnet", "-o", out)
+    refused("unknown check", "fit", good, "--anomalies", parts/"bad", *QUICK, "--check", "both", "-o", out)
+    refused("is a folder", "fit", good, *QUICK, "-o", tmp_path)
+    refused("cannot be made", "fit", good, *QUICK, "-o", tmp_path/"file/m.safetensors")
+    assert not out.exists()
+
+def test_score_writes_rows_and_overlays(model, inbox, tmp_path):
+    out = tmp_path/"new"/"out"
+    said = done("score", model, inbox, "--out", out, "--batch", 2, "--device", "cpu", status=3)
+    names = [str(inbox/n) for n in ("left/000.png", "left/000b.png", "left/001.png", "right/000.bmp", "right/000.png")]
+    expected = list(AnomalyDetector.load(model, "cpu").score_stream(names, batch=2))
+    table, lines = pd.read_csv(out/"scores.csv"), [json.loads(o) for o in (out/"scores.jsonl").read_text().splitlines()]
+    assert table.name.tolist() == [o["name"] for o in lines] == names
+    assert list(table) == ["name", "score", "anomaly", "p_value", "error", "score_seen", "score_pseudo", "score_residual", "score_normality", "overlay"] == list(lines[0])[:5] + list(table)[5:]
+    for o, row, line in zip(expected, table.to_dict("records"), lines):
+        assert {k: v for k, v in line.items() if k != "overlay"} == o.record()
+        if o.error: assert "000b.png" in row["error"] and np.isnan(row["score"]) and np.isnan(row["anomaly"]) and line["overlay"] is None
+        else: assert (row["score"], row["anomaly"], row["p_value"]) == (o.score, int(o.anomaly), o.p_value) and row["score_seen"] == o.heads["seen"]
+    drawn = ["left/000.png.png", "left/001.png.png", "right/000.bmp.png", "right/000.png.png"]
+    assert files(out/"overlays") == drawn and table.overlay.dropna().tolist() == [f"overlays/{o}" for o in drawn]
+    pixels = [np.asarray(Image.open(out/"overlays"/o)) for o in drawn]
+    assert all(p.shape == (48, 48, 3) for p in pixels) and (pixels[0] != np.asarray(Image.open(names[0]))).any()
+    assert f"5 images, {int(table.anomaly.sum())} anomal" in said and "1 without a score" in said and "--scale" in said
+
+def test_the_colour_scale_is_printed_and_can_be_given(model, inbox, tmp_path):
+    (inbox/"left/000b.png").unlink()
+    low, high = call("score", model, inbox, "--out", tmp_path/"a", "--device", "cpu")[1].split("--scale ")[1].split()
+    call("score", model, inbox/"right", "--out", tmp_path/"b", "--device", "cpu", "--scale", low, high)
+    a, b = (np.asarray(Image.open(tmp_path/k/"overlays"/o)).astype(int) for k, o in (("a", "right/000.png.png"), ("b", "000.png.png")))
+    assert np.abs(a - b).max() <= 3  # four digits of the scale
+    call("score", model, inbox/"right", "--out", tmp_path/"c", "--device", "cpu", "--scale", 1e5, 1e6)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path/"c/overlays/000.png.png")), np.asarray(Image.open(inbox/"right/000.png")))
+    refused("smaller one first", "score", model, inbox, "--out", tmp_path/"d", "--scale", 2, 1)
+    refused("smaller one first", "score", model, inbox, "--out", tmp_path/"d", "--scale", 0, "nan")
+    assert not (tmp_path/"d").exists()
+
+def test_exit_statuses(strict, inbox, tmp_path):
+    none, everything = strict
+    good, broken = inbox/"left/000.png", inbox/"left/000b.png"
+    assert done("score", none, good, inbox/"right", "--device", "cpu").count("normal") == 3
+    assert done("score", everything, good, "--device", "cpu", status=1).startswith("anomaly")
+    for model in strict: assert "no score" in done("score", model, good, broken, "--device", "cpu", status=3)
+    said = done("score", none, broken, "--out", tmp_path/"out", "--device", "cpu", status=3)  # nothing at all can be read
+    assert "1 image, 0 anomalies, 1 without a score" in said and len(pd.read_csv(tmp_path/"out/scores.csv")) == 1 and files(tmp_path/"out") == ["scores.csv", "scores.jsonl"]
+    help_ = CliRunner().invoke(APP, ["score", "--help"], env={"COLUMNS": "250", "TERM": "dumb"}).output
+    assert all(o in help_ for o in ("0 no anomaly", "1 anomalies found", "2 refused", "3 some images have no score"))
+
+def test_overlays_of_images_from_anywhere_are_kept_apart(strict, inbox, tmp_path, monkeypatch):
+    monkeypatch.chdir(inbox/"left")
+    done("score", strict[0], "000.png", "../right", "001.png", "../left/../right/000.png", "--out", tmp_path/"out", "--device", "cpu")
+    assert files(tmp_path/"out/overlays") == ["left/000.png.png", "left/001.png.png", "right/000.bmp.png", "right/000.png.png"]
+    assert files(tmp_path/"out")[-2:] == ["scores.csv", "scores.jsonl"]
+    assert pd.read_csv(tmp_path/"out/scores.csv").name.tolist() == ["000.png", "../right/000.bmp", "../right/000.png", "001.png", "../left/../right/000.png"]
+
+def test_no_maps(model, inbox, tmp_path, monkeypatch):
+    monkeypatch.setattr("dra_nb.training.heatmaps.heatmaps", lambda *a, **k: pytest.fail("a heat map was made"))
+    call("score", model, inbox, "--device", "cpu")
+    assert call("score", model, inbox, "--out", tmp_path/"out", "--no-maps", "--device", "cpu")[0] == 3
+    assert files(tmp_path/"out") == ["scores.csv", "scores.jsonl"] and "overlay" not in pd.read_csv(tmp_path/"out/scores.csv")
+
+def test_a_method_without_score_maps_draws_its_gradient(parts, inbox, tmp_path):
+    done("fit", parts/"train/good", "--anomalies", parts/"bad", *QUICK, "--method", "deep_sad", "-o", tmp_path/"d.safetensors")
+    status, said, _ = call("score", tmp_path/"d.safetensors", inbox/"right", "--out", tmp_path/"out", "--device", "cpu")
+    assert status in (0, 1) and "overlays of gradient" in said and len(files(tmp_path/"out/overlays")) == 2
+
+def test_earlier_results_are_not_overwritten(model, inbox, tmp_path):
+    out = tmp_path/"out"
+    call("score", model, inbox, "--out", out, "--device", "cpu")
+    before = {f: (out/f).read_bytes() for f in files(out)}
+    refused("not empty", "score", model, inbox, "--out", out)
+    refused("is a file", "score", model, inbox, "--out", out/"scores.csv")
+    refused("lies within", "score", model, inbox, "--out", inbox/"scored")
+    (tmp_path/"link").symlink_to(inbox)
+    refused("lies within", "score", model, inbox, "--out", tmp_path/"link/scored")
+    assert {f: (out/f).read_bytes() for f in files(out)} == before and not (inbox/"scored").exists()
+    (out/"overlays").rename(tmp_path/"kept")
+    with pytest.raises(DraError, match="is there already"): detector_cli.Results(out, [])  # of two at once, the second
+    assert (out/"scores.csv").read_bytes() == before["scores.csv"]
+
+def test_what_is_not_there_or_no_detector(model, inbox, tmp_path):
+    (tmp_path/"empty/deeper").mkdir(parents=True), (tmp_path/"empty/notes.txt").write_text("no picture")
+    out = ["--out", tmp_path/"out", "--device", "cpu"]
+    refused("holds no image", "score", model, inbox, tmp_path/"empty", *out)
+    refused("gone.png does not exist", "score", model, inbox, tmp_path/"gone.png", *out)
+    for command in (["score", inbox/"right/000.png", inbox, *out], ["eval", inbox/"right/000.png", inbox], ["export", inbox/"right/000.png", "--onnx", tmp_path/"x.onnx"]): refused("not a detector", *command)
+    refused("does not exist", "score", tmp_path/"gone", inbox, *out)
+    refused("is a folder", "score", inbox, inbox, *out)
+    assert not (tmp_path/"out").exists() and not (tmp_path/"x.onnx").exists()
+    assert call("score", model)[0] == 2 and call("score", model, inbox, "--batch", 0)[0] == 2 and call("fit", inbox)[0] == 2
+
+def test_what_was_scored_is_kept_when_it_dies(model, parts, tmp_path, monkeypatch):
+    "A batch fails half-way: the rows and overlays before it are whole, and the status is not that of an answer"
+    import dra_nb.training.detector as module
+    judge, calls = module.judge, []
+    def dying(d, portion, maps=None):
+        calls.append(len(portion))
+        if len(calls) == 5: raise RuntimeError("out of memory")  # the first two are trials
+        return judge(d, portion, maps)
+    monkeypatch.setattr(module, "judge", dying)
+    refused("scoring stopped after 4 images", "score", model, parts/"train/good", "--out", tmp_path/"out", "--batch", 2, "--device", "cpu")
+    table = pd.read_csv(tmp_path/"out/scores.csv")
+    assert table.name.tolist() == [str(parts/f"train/good/{i:03}.png") for i in range(4)] and table.score.notna().all()
+    assert len((tmp_path/"out/scores.jsonl").read_text().splitlines()) == 4 and files(tmp_path/"out/overlays") == [f"{i:03}.png.png" for i in range(4)]
+
+def test_rows_are_on_disk_before_the_next_image(model, parts, tmp_path):
+    d, seen = AnomalyDetector.load(model, "cpu"), []
+    with detector_cli.Results(tmp_path, ["seen"]) as results:
+        for i, o in enumerate(d.score_stream(parts/"bad", batch=3)):
+            results.add(o)
+            seen.append((len(pd.read_csv(tmp_path/"scores.csv")), len((tmp_path/"scores.jsonl").read_text().splitlines())))
+    assert seen == [(i, i) for i in range(1, 9)]
+
+def test_an_interrupt_is_no_answer(model, parts, tmp_path, monkeypatch):
+    add = detector_cli.Results.add
+    def stop(self, o):
+        if o.name.endswith("003.png"): raise KeyboardInterrupt
+        add(self, o)
+    monkeypatch.setattr(detector_cli.Results, "add", stop)
+    status, _, err = call("score", model, parts/"train/good", "--out", tmp_path/"out", "--device", "cpu")
+    assert status == 130 and "interrupted after 3 images" in err and len(pd.read_csv(tmp_path/"out/scores.csv")) == 3
+
+def test_an_overlay_that_cannot_be_written_stops_nothing(model, inbox, tmp_path):
+    (inbox/"left/000b.png").unlink()
+    (inbox/"left/000.png.png").mkdir()  # its overlays would need a folder of the name of another overlay
+    shutil.copy(inbox/"left/001.png", inbox/"left/000.png.png/a.png")
+    status, _, err = call("score", model, inbox, "--out", tmp_path/"out", "--device", "cpu")
+    assert status in (0, 1) and err.count("no overlay of") == 1 and len(pd.read_csv(tmp_path/"out/scores.csv")) == 5 and len(files(tmp_path/"out/overlays")) == 4
+
+def test_strange_names(strict, parts, tmp_path):
+    "A name can hold commas, quotes, line breaks, escape codes and bytes that are no text"
+    box = tmp_path/"in"
+    box.mkdir()
+    for name in (b"a,b\".png", b"line\nbreak.png", b"\x1b[2J.png", b"\xff.png", "\u00fc.png".encode()): shutil.copy(parts/"train/good/000.png", os.fsencode(box) + b"/" + name)
+    assert "\x1b" not in (said := done("score", strict[0], box, "--device", "cpu")) and len(said.splitlines()) == 5
+    done("score", strict[0], box, "--out", tmp_path/"out", "--device", "cpu")
+    table = pd.read_csv(tmp_path/"out/scores.csv")
+    assert len(table) == 5 and table.score.nunique() == 1 and {str(box/"line\nbreak.png"), str(box/"a,b\".png"), str(box/"\u00fc.png")} <= set(table.name)
+    assert [os.fsencode(json.loads(o)["name"]) for o in (tmp_path/"out/scores.jsonl").read_text().splitlines()].count(os.fsencode(box) + b"/\xff.png") == 1
+    assert sum(p.is_file() for p in (tmp_path/"out/overlays").iterdir()) == 5
+
+def test_memory_does_not_grow_with_the_number(monkeypatch, tmp_path):
+    "Rows and pictures are written and forgotten"
+    from dra_nb.training.detector import Scored
+    overlays = detector_cli.Overlays(tmp_path/"overlays", "/data", (0, 1))
+    monkeypatch.setattr(overlays, "write", lambda o: None)
+    def peak(n):
+        tracemalloc.start()
+        with detector_cli.Results(tmp_path/str(n), ["seen"], overlays) as results:
+            for i in range(n): results.add(Scored(f"/data/{i}.png", .5, False, .5, {"seen": .5}, image=np.zeros((8, 8, 3), np.uint8), map=np.zeros((64, 64), np.float32)))
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return top
+    peak(100)
+    assert peak(2000) < peak(200) + 200_000
+
+def test_eval(model, parts, tmp_path):
+    shutil.copytree(parts/"test", tmp_path/"t")
+    d = AnomalyDetector.load(model, "cpu")
+    report = d.evaluate(str(parts/"test/good"), str(parts/"bad"))
+    assert str(report) in done("eval", model, parts/"test/good", "--anomalies", parts/"bad", "--device", "cpu")
+    found = json.loads(done("eval", model, parts/"test/good", "--anomalies", parts/"bad", "--json", "--device", "cpu"))
+    assert found["metrics"] == report.metrics and found["threshold"] == d.threshold_.value and [g["n"] for g in found["groups"]] == [4, 4, 4]
+    refused("pixel metrics need masks", "eval", model, parts/"test/good", "--anomalies", parts/"bad", "--pixels", "--device", "cpu")
+    (tmp_path/"t/dent/9.png").write_text("no picture")
+    assert "1 images could not be read" in done("eval", model, tmp_path/"t/good", "--anomalies", tmp_path/"t/dent", "--device", "cpu", status=3)
+
+def test_export(model, parts, tmp_path):
+    pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    from dra_nb.training.export import OnnxDetector
+    said = done("export", model, "--onnx", tmp_path/"new/p.onnx")
+    assert "MB" in said and "ms per image" in said
+    np.testing.assert_allclose(OnnxDetector(tmp_path/"new/p.onnx").score_samples(parts/"bad"), AnomalyDetector.load(model, "cpu").score_samples(parts/"bad"), rtol=2e-3, atol=1e-3)
+    refused("unknown kind of input", "export", model, "--onnx", tmp_path/"x.onnx", "--pixels", "int8")
+    refused("is a folder", "export", model, "--onnx", tmp_path)
+    assert not (tmp_path/"x.onnx").exists()
+
+def test_the_module_needs_no_torch():
+    assert "False False" in succeeded(python("import sys, dra_nb.experiments.detector_cli\nprint('torch' in sys.modules, 'pandas' in sys.modules)")).stdout
