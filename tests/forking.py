@@ -134,8 +134,8 @@ def in_child(files, job, arguments):
 def warm(data, cache):
     "Import what a run needs and decode the images; nothing that starts a thread"
     os.environ["DRA_NB_CACHE"] = cache
-    import sklearn.metrics, torch  # noqa: F401
-    from dra_nb.experiments import cli, engine, page  # noqa: F401
+    import ipykernel, papermill, sklearn.metrics, torch, torch._dynamo  # noqa: F401, the last as the first optimiser would
+    from dra_nb.experiments import cli, engine, page, report  # noqa: F401
     from dra_nb.models.backbone import BACKBONES, Body
     BACKBONES["little"] = Body(little, "", ())
     engine.check(specs([0]), engine.Place(data, device="cpu"))

@@ -22,7 +22,7 @@ TABLES = [a for a in ARTEFACTS.values() if a.tables and not a.few]
 @pytest.mark.parametrize("name", [a.name for a in TABLES])
 def test_the_csv_has_the_expected_rows(smoke, name):
     study = plan(name, "smoke", out=smoke.parent)
-    table = pd.read_csv(smoke/f"{name}.csv", keep_default_na=False, na_values=[""]).fillna({"category": "", "known_class": "", "verdict": ""})
+    table = pd.read_csv(smoke/f"{name}.csv", keep_default_na=False, na_values=[""]).astype({"category": object, "known_class": object, "verdict": object}).fillna({"category": "", "known_class": "", "verdict": ""})
     cells = table[(table.category != "mean") & (table.known_class != "mean")]
     keys = ["dataset", "category", "known_class", "method", "shots"]
     expected = study.expected()[keys].drop_duplicates()

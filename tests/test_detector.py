@@ -145,8 +145,8 @@ def test_files_that_are_not_what_they_seem(file, tmp_path):
     says("not a detector", load, rewritten(file, p, params=[]))
     says("fit its own settings", load, rewritten(file, p, lambda t: {k: v for k, v in t.items() if k != "heads.seen.classify.weight"}))
     says("not finite", load, rewritten(file, p, lambda t: t | {"heads.seen.classify.weight": t["heads.seen.classify.weight"]*float("nan")}))
-    says("not a detector", load, rewritten(file, p, lambda t: t | {"reference_9": torch.zeros(2, 2), "more": torch.zeros(2)}))
-    says("not a detector", load, rewritten(file, p, lambda t: t | {"reference_0": torch.zeros(2, 2)}))
+    says("damaged", load, rewritten(file, p, lambda t: t | {"reference_9": torch.zeros(2, 2), "more": torch.zeros(2)}))
+    says("damaged", load, rewritten(file, p, lambda t: t | {"reference_0": torch.zeros(2, 2)}))
     for n in (0, 7, 100, 5000):
         p.write_bytes(file.read_bytes()[:n])
         says("not a detector", load, p)

@@ -1,14 +1,20 @@
 """A run that dies at any point of its life, and disks that are full at any of its writes: nothing half-written counts, and the same
 command finishes the rest to the same bits."""
-import json, os, shutil, signal, subprocess, sys
+import errno, json, os, resource, shutil, signal, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd, pytest
+from matplotlib.figure import Figure
 
 from conftest import mvtec_folder
+from dra_nb.core import DraError
 from dra_nb.experiments.claiming import holder
+from dra_nb.experiments.page import write_page
+from dra_nb.experiments.published import published
+from dra_nb.experiments.report import compare, save_figure, write_table
 from dra_nb.experiments.runs import Runs
+from dra_nb.methods.method import create_method, save_method
 from forking import specs
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
@@ -25,6 +31,7 @@ def forks(tmp_path_factory):
         return SimpleNamespace(**json.loads(server.stdout.readline()))
     do.data = str(home/"data")
     yield do
+    server.kill()
     server.communicate()
 
 @pytest.fixture(scope="module")
@@ -153,14 +160,47 @@ def test_a_disk_that_is_full_for_a_moment(forks, undisturbed, started, tmp_path)
     assert done.result["done"] == 1 and done.result["failed"] == 0 and "tried again later" in done.err and FULL in done.err
     equal_to(started, undisturbed)
 
-@pytest.mark.parametrize("free, checkpoint", [(i,c) for i in range(0,20) for c in (0,1)])
+FIGURE = Figure()
+CELLS = pd.DataFrame(dict(dataset="elpv", category="", known_class="", method="dra", shots=10, seed=[0, 1], auroc=[.8, .9], ap=.5, auroc_seen=.9, auroc_unseen=.7, comparable=True))
+WRITERS = {  # what else is written, and the file that is looked at
+    "table": (lambda d: write_table(compare(CELLS, CELLS, published("table1")), d, "t", "A table"), "t.csv"),
+    "figure": (lambda d: save_figure(FIGURE, CELLS, d, "f"), "f.png"), "page": (write_page, "index.html"),
+    "model": (lambda d: save_method(create_method("devnet", backbone="resnet18_stage2"), d/"m.safetensors"), "m.safetensors"),
+    "export": (lambda d: Runs(d/"runs").export(d/"all.parquet"), "all.parquet")}
+
+@pytest.mark.parametrize("how", ["no room", "limit", "flush"])
+@pytest.mark.parametrize("what", WRITERS)
+def test_full_disk_elsewhere(undisturbed, tmp_path, monkeypatch, what, how):
+    "Tables, figures, pages and models: an error of our own that says so, the file before is kept, nothing else is left"
+    write, name = WRITERS[what]
+    shutil.copytree(undisturbed.folder, tmp_path/"runs")
+    write(tmp_path)
+    kept, files = (tmp_path/name).read_bytes(), sorted(tmp_path.rglob("*"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    def full(*args): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if how == "limit": resource.setrlimit(resource.RLIMIT_FSIZE, (40, limits[1]))
+    else: monkeypatch.setattr(os, "fsync" if how == "flush" else "replace", full)
+    try:
+        with pytest.raises(DraError, match="cannot be written.*(No space left|File too large)"): write(tmp_path)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path/name).read_bytes() == kept and sorted(tmp_path.rglob("*")) == files
+
+def test_full_disk_at_the_end_of_the_command(forks, tmp_path):
+    "The runs are done, the page cannot be written: a sentence, no traceback, and the same command goes on from there"
+    args = ["reproduce", "table1", "--dataset", "mine", "--method", "devnet", "--seed", "0", "--workers", "1", "--data", forks.data, "--out", str(tmp_path/"out")]
+    full = forks(tmp_path/"first", "command", args=args, at=dict(where="pathlib:Path.write_text", only=".index.html", when="half", how="full"))
+    assert full.status == 2 and "Traceback" not in full.err and FULL in full.err.splitlines()[-1] and "index.html cannot be written" in full.err
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path/"out"/"smoke"/"runs").glob("*.json")}
+    assert forks(tmp_path/"second", "command", args=args).status == 0 and (tmp_path/"out"/"smoke"/"index.html").is_file()
+    assert kept == {p.name: p.stat().st_mtime_ns for p in (tmp_path/"out"/"smoke"/"runs").glob("*.json")} and len(kept) == 2
+
+@pytest.mark.parametrize("free, checkpoint", [(0, 0), (1, 0), (3, 0), (4, 0), (8, 1)])
 def test_a_small_disk(forks, undisturbed, started, tmp_path, free, checkpoint):
     "A real disk with so many free pages of 4 KiB, then with room"
     got = forks(tmp_path/"both", "full_disk", data=forks.data, out=str(started.folder), free=4096*free, checkpoint=checkpoint)
     if got.status and "PermissionError" in got.err: pytest.skip("this system lets only root mount a disk")
     assert got.status == 0, got.err
     first, second = (SimpleNamespace(**got.result[k]) for k in ("first", "second"))
-    print(free, got.result["between"], first.err, first.result)
     assert first.status == 0 and first.result["failed"] == 1 and FULL in first.err.splitlines()[-1] and "Traceback" not in first.err
     assert not [p for p in got.result["between"] if ".part" in p or p.endswith(".claim")]
     assert second.status == 0 and second.result["done"] == 1

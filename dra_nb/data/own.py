@@ -146,8 +146,8 @@ def _labels(file, table:pd.DataFrame)->tuple:
     _refuse(file, table, (label == 0) & (table["mask"] != "").to_numpy(), "mask", "belongs to a normal image", "leave it empty for normals")
     return label, np.where(label == 0, "", _per_text(table["class"], lambda o: o or "anomaly"))
 
-# %% ../../nbs/data/08_own.ipynb #d7c4cecc
-_BOX = re.compile(r"[\[(]?\s*(\d+)\s*[,; ]\s*(\d+)\s*[,; ]\s*(\d+)\s*[,; ]\s*(\d+)\s*[\])]?")
+# %% ../../nbs/data/08_own.ipynb #78b74cf8
+_BOX = re.compile(r"[\[(]?\s*(\d{1,9})\s*[,; ]\s*(\d{1,9})\s*[,; ]\s*(\d{1,9})\s*[,; ]\s*(\d{1,9})\s*[\])]?")
 
 def _box(text:str):
     "(left, top, right, bottom), or None if it is not a box"
@@ -165,12 +165,12 @@ def _boxes(file, table:pd.DataFrame)->np.ndarray:
     _refuse(file, table, wrong, "box", "is not one", "write left, top, right, bottom in pixels, in double quotes, with left < right and top < bottom")
     return boxes
 
-# %% ../../nbs/data/08_own.ipynb #8df67f22
+# %% ../../nbs/data/08_own.ipynb #caec804f
 def _file_names(folder:str)->set:
     "Names of the files in a folder; empty if there is no such folder"
     try:
         with os.scandir(folder) as it: return {e.name for e in it if e.is_file()}
-    except (FileNotFoundError, NotADirectoryError): return set()
+    except (FileNotFoundError, NotADirectoryError, ValueError): return set()  # the last: a name with a zero byte
     except OSError as e: raise DraError(f"the folder {folder} cannot be listed ({e.strerror}); check its permissions") from e
 
 # %% ../../nbs/data/08_own.ipynb #f58b6607

@@ -165,7 +165,7 @@ def status(profile:str = ProfileName, out:Path = Out):
     for f in failures.to_dict("records"): typer.echo(f"  failed: {f['key']} {f['run']}, {f['attempts']} attempt(s): {f['error']}")
     for name, why in table.attrs.get("unreadable", {}).items(): typer.echo(f"  not readable: {name}: {why}")
 
-# %% ../../nbs/experiments/05_cli.ipynb #0c7c7470
+# %% ../../nbs/experiments/05_cli.ipynb #320acf28
 @app.command()
 def run(dataset:str = typer.Argument(..., help="Dataset, see 'dra_nb datasets'"),
         method:str = typer.Option("dra", help="Method, see 'dra_nb methods'"),
@@ -201,7 +201,7 @@ def _setting(text):
     name, sign, value = text.partition("=")
     if not sign: raise DraError(f"setting {text!r} is not of the form name=value")
     try: return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError): return name, value
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError): return name, value
 
 # %% ../../nbs/experiments/05_cli.ipynb #564edb58
 datasets_app = typer.Typer(invoke_without_command=True)
@@ -306,13 +306,13 @@ from .records_cli import runs_app
 app.add_typer(runs_app, name="runs")
 add_commands(app)
 
-# %% ../../nbs/experiments/05_cli.ipynb #f6b8ea95
+# %% ../../nbs/experiments/05_cli.ipynb #61400b62
 def main():
     "Entry point of the `dra_nb` command"
     try: app()
     except DraError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; finished runs are kept, the same command continues", err=True)
-        sys.exit(130)
+    except SystemExit as end:  # typer makes one of Ctrl-C
+        if end.code == 130: typer.echo("interrupted; finished runs are kept, the same command continues", err=True)
+        raise

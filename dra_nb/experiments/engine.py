@@ -213,7 +213,7 @@ def conduct(specs,             # list of RunSpec
     finally: study.shown.close()
     return study.counts
 
-# %% ../../nbs/experiments/03_engine.ipynb #b3cec616
+# %% ../../nbs/experiments/03_engine.ipynb #00d8cdb1
 def _slots_here(place, workers, slots, n):
     "The slots of this machine for n runs: (value of CUDA_VISIBLE_DEVICES or None, threads) of each"
     kind = pick_device(place.device).type
@@ -241,13 +241,13 @@ def run_missing(specs,              # list of RunSpec
     "Run every spec that has no record yet"
     check_engine(engine, workers, slots, retries, address, slurm, tls)
     specs = list(dict.fromkeys(specs))
+    runs.sweep()
     missing = [s for s in specs if not runs.done(s, features)]
     counts = dict(done=0, skipped=len(specs) - len(missing), failed=0, elsewhere=0)
     if not missing: return counts
     own = [] if address or slurm is not None else _slots_here(place, workers, slots, len(missing))
     check(missing, place if own else replace(place, device="cpu"))  # the workers' devices are not those of this machine
     runs.folder.mkdir(parents=True, exist_ok=True)
-    runs.sweep()
     name = engine or ("serial" if len(own) == 1 else "local")
     there, folder = _absolute(place, runs)
     if name != "serial" and own and own[0][0]: there = replace(there, device="cuda")  # the one card that the process sees

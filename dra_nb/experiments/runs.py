@@ -108,9 +108,10 @@ def provenance(device:str,     # torch device of the run
                 torch=torch.__version__, **{p: version(p) for p in ("torchvision", "numpy", "pandas", "scikit-learn")},
                 device=device_name(device), precision=precision, finished=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
-# %% ../../nbs/experiments/01_runs.ipynb #8647665d
+# %% ../../nbs/experiments/01_runs.ipynb #6814095e
 SCHEMA = 1               # of the record; raised when old readers would misread it
 _LARGEST = 16*2**20      # bytes of a JSON file; a real one has some thousand
+_MOST = 10**7            # rows of a table; a short file can hold any number of equal ones
 
 class Damaged(DraError):
     "A file of a record that cannot be used"
@@ -187,7 +188,7 @@ def read_record(path,     # <key>.json
     if record.get("key", key) != key: raise _damaged(path, "key", f"belongs to the run {str(record['key'])[:40]!r}: it was renamed or edited")
     return record
 
-# %% ../../nbs/experiments/01_runs.ipynb #de4c6c1b
+# %% ../../nbs/experiments/01_runs.ipynb #29013286
 SCORES = ("path", "label", "defect", "seen", "score")  # columns that every table of scores has; then score_<head>
 FEATURES = ("row", "path", "label", "defect", "seen", "given", "tested", "features")  # those of a table of features, see training.features
 
@@ -209,10 +210,13 @@ def _table_problem(table, columns):
 
 def _table(path, columns, digest=None):
     "A parquet file with these columns; digest: its sha256, where it is known"
+    import pyarrow.parquet as pq
     path = Path(path)
     data = _bytes(path)
     if digest is not None and hashlib.sha256(data).hexdigest() != digest: raise _damaged(path, *_changed(data))
-    try: table = pd.read_parquet(io.BytesIO(data), page_checksum_verification=True)
+    try:
+        if (n := pq.read_metadata(io.BytesIO(data)).num_rows) > _MOST: raise ValueError(f"{n:,} rows")
+        table = pd.read_parquet(io.BytesIO(data), page_checksum_verification=True)
     except Exception as e:  # whatever the library raises at bytes that are no parquet file
         raise _damaged(path, *(_changed(data) if data[-4:] != b"PAR1" else ("corrupt", f"is not readable as parquet ({type(e).__name__})"))) from e
     problem = _table_problem(table, columns)

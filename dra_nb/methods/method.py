@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'Batch', 'Method', 'outlier_source', 'Entry', 'register', 'load_methods', 'method_schedule',
-           'create_method', 'save_method', 'load_tensors', 'load_method']
+           'create_method', 'save_method', 'load_tensors', 'check_shapes', 'load_method']
 
 # %% ../../nbs/methods/00_method.ipynb #18758332
 import inspect, json, pkgutil
@@ -165,7 +165,7 @@ def create_method(name:str,           # registered method
     method.config = dict(name=name, backbone=backbone, settings=settings)
     return method
 
-# %% ../../nbs/methods/00_method.ipynb #ad32c436
+# %% ../../nbs/methods/00_method.ipynb #1792c62e
 def save_method(method:Method,  # made by `create_method`
                 path):          # of the .safetensors file
     "Write a trained method to one file, whole or not at all"
@@ -183,6 +183,16 @@ def load_tensors(method:Method,  # with the settings of the one that they come f
         if buffer.startswith(method.learned): method.get_submodule(owner).register_buffer(buffer, v.to(device))
     method.load_state_dict(tensors)
 
+def check_shapes(path,        # of the file
+                 method:dict, # name, backbone, settings: what the file says of itself
+                 shapes:dict):# of its tensors, by name
+    "Refuse tensors that do not belong to the settings, before memory is taken for either"
+    try:
+        with torch.device("meta"): net = create_method(method["name"], backbone=method["backbone"], **method["settings"])
+    except (RuntimeError, NotImplementedError): return  # some methods look at their values when they are made
+    wrong = [k for k, v in net.state_dict().items() if shapes.get(k) != tuple(v.shape)]
+    if wrong: raise DraError(f"{path} does not fit its own settings: tensor {wrong[0]!r} is {shapes.get(wrong[0], 'missing')}, not {tuple(net.state_dict()[wrong[0]].shape)}; the file is damaged")
+
 def load_method(path,          # file written by `save_method`
                 device="cpu",  # where the method shall live
                )->Method:      # in evaluation mode
@@ -190,9 +200,12 @@ def load_method(path,          # file written by `save_method`
     from safetensors import safe_open
     if not Path(path).is_file(): raise DraError(f"model file {path} does not exist")
     try:
-        with safe_open(path, "pt") as f: meta, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
-        config = json.loads(meta["dra_nb"])
-    except Exception as e: raise DraError(f"{path} is not a model saved by dra_nb ({type(e).__name__}: {e})") from e
-    method = create_method(config["name"], backbone=config["backbone"], **config["settings"])
-    load_tensors(method, tensors)
+        with safe_open(path, "pt") as f:
+            config, shapes = json.loads(f.metadata()["dra_nb"]), {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
+            check_shapes(path, config, shapes)
+            tensors = {k: f.get_tensor(k) for k in shapes}
+        method = create_method(config["name"], backbone=config["backbone"], **config["settings"])
+        load_tensors(method, tensors)
+    except DraError: raise
+    except Exception as e: raise DraError(f"{path} is not a model saved by dra_nb, or it is damaged ({type(e).__name__}: {str(e)[:200]})") from e
     return method.to(device).eval()

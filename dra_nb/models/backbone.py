@@ -6,8 +6,8 @@
 __all__ = ['BACKBONES', 'Backbone', 'Body', 'find_body', 'find_weights', 'read_weights', 'weights_id', 'fill_weights',
            'create_backbone']
 
-# %% ../../nbs/models/00_backbone.ipynb #455ab5c5
-import hashlib
+# %% ../../nbs/models/00_backbone.ipynb #58126226
+import hashlib, zipfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -129,7 +129,11 @@ def find_weights(weights:str,                # "imagenet" or a file path
                        "first of these folders, or pass --weights PATH to another .pth/.safetensors file, or --weights none (random)") from e
     return places[0]
 
-# %% ../../nbs/models/00_backbone.ipynb #71e8795e
+# %% ../../nbs/models/00_backbone.ipynb #f01b4296
+def _check_packing(path):
+    "Refuse a compressed file, which could take a thousand times its length in memory; `torch.save` does not compress"
+    if zipfile.is_zipfile(path) and any(o.compress_type != zipfile.ZIP_STORED for o in zipfile.ZipFile(path).infolist()): raise ValueError("its parts are compressed")
+
 def read_weights(path,     # .pth, .pt or .safetensors file
                 )->dict:   # parameter name -> tensor
     "The tensors of a weights file, on the CPU; code in a file is never run"
@@ -138,8 +142,11 @@ def read_weights(path,     # .pth, .pt or .safetensors file
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
             return load_file(path)
+        _check_packing(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return state.get("state_dict", state)
+        state = state.get("state_dict", state)
+        if not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()): raise ValueError("not a state dict")
+        return state
     except Exception as e:
         raise DraError(f"weights file {path.name} cannot be read as {path.suffix or 'a weights file'} ({type(e).__name__}); "
                        "pass a state dict saved as .safetensors or by torch.save") from e
