@@ -16,7 +16,7 @@ import typer
 
 from ..core import DraError, choose
 
-# %% ../../nbs/experiments/05_cli.ipynb #d7d52883
+# %% ../../nbs/experiments/05_cli.ipynb #74bfda88
 def notebook_path(name:str,  # file name without suffix, e.g. "table1_general"
                  )->Path:    # of the notebook that papermill shall run
     "A paper notebook, in the installed package or the source tree"
@@ -51,6 +51,7 @@ def run_notebook(name:str,      # notebook under nbs/paper, without suffix
     try: papermill.execute_notebook(os.path.relpath(source), str(target), parameters, kernel_name="python3", cwd=os.getcwd(), progress_bar=sys.stderr.isatty())
     except papermill.PapermillExecutionError as e:
         raise DraError(f"notebook {name} failed in cell {e.exec_count}: {e.ename}: {e.evalue}. The failing cell is marked in {target}") from e
+    except OSError as e: raise DraError(f"{target} cannot be written ({e.strerror or e}); make room, then repeat the command") from e
 
 # %% ../../nbs/experiments/05_cli.ipynb #3cf6a838
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,

@@ -135,7 +135,7 @@ def _kind_legend(fig, table):
     fig.legend(handles=marks, loc="outside lower center", ncols=4 if fig.get_figwidth() > 5 else 2, fontsize=8, frameon=False,
                handletextpad=0.2, columnspacing=1.4)
 
-# %% ../../nbs/experiments/08_figures.ipynb #1bede102
+# %% ../../nbs/experiments/08_figures.ipynb #6dd30425
 _FLAT = 0.72  # height of a panel by its width
 
 def _frame(ax, t):
@@ -173,7 +173,7 @@ def tsne_panels(table:pd.DataFrame,  # from `tsne_table`
         _show_points(ax, t, side**2*min(4.0, 1 + 200/max(len(t), 1)) + 1)
         _frame(ax, t)
         if i == 0: ax.set_title(method_title(method), fontsize=9)
-        if j == 0: ax.set_ylabel(textwrap.fill(row, max(6, int(_FLAT*side/0.068))), fontsize=9)
+        if j == 0: ax.set_ylabel(textwrap.fill(row, max(6, int(_FLAT*side/0.068))), fontsize=9, parse_math=False)
         numbers = [f"{k} {t[k].iloc[0]:.2f}" for k in ("seen", "unseen") if len(t) and np.isfinite(t[k].iloc[0])]
         ax.set_xlabel(("AUROC: " + ", ".join(numbers) if side > 1.9 else "\n".join(numbers)) if numbers else "run missing", fontsize=8, labelpad=3)
     _kind_legend(fig, table)
@@ -236,7 +236,7 @@ def _limits(values):
     low, high = (values.auroc - values["std"].fillna(0)).min(), (values.auroc + values["std"].fillna(0)).max()
     return (0.45, 1.0) if np.isnan(low) else (max(0.0, np.floor((low - 0.01)*20)/20), min(1.0, np.ceil((high + 0.01)*20)/20))
 
-# %% ../../nbs/experiments/08_figures.ipynb #e41756e6
+# %% ../../nbs/experiments/08_figures.ipynb #c2f64b23
 def _dots(values, labels, series, width):
     "Rows of dots with error bars; labels: row -> text, series: method -> color, marker, label"
     import seaborn as sns
@@ -248,7 +248,8 @@ def _dots(values, labels, series, width):
         if i % 2 == 0: ax.axhspan(i - 0.5, i + 0.5, color="0.955", lw=0, zorder=0)
         _dot_row(ax, values[values.row == row].sort_values("method", key=lambda m: m.map(list(series).index)), i, series)
     if _limits(values)[0] < 0.5: ax.axvline(0.5, color="0.45", lw=0.8, ls=(0, (4, 3)), zorder=1)
-    ax.set(xlim=_limits(values), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)), yticklabels=[labels[r] for r in rows])
+    ax.set(xlim=_limits(values), ylim=(len(rows) - 0.5, -0.5))
+    ax.set_yticks(range(len(rows)), [labels[r] for r in rows], parse_math=False)
     ax.tick_params(axis="y", length=0)
     ax.tick_params(labelsize=8)
     ax.set_xlabel("AUROC", fontsize=8)
@@ -514,7 +515,7 @@ def histogram_values(tables,             # from `Runs.scores`, or a dict title -
     if not out: raise DraError("there are no scores to draw")
     return pd.concat(out, ignore_index=True)
 
-# %% ../../nbs/experiments/08_figures.ipynb #bfb2eac4
+# %% ../../nbs/experiments/08_figures.ipynb #21242c87
 def _aurocs(name, table):
     "AUROC of a column, of seen and unseen anomalies apart where there are both"
     from sklearn.metrics import roc_auc_score
@@ -554,9 +555,9 @@ def score_histograms(tables,            # from `Runs.scores`, or a dict title ->
         axes[at].set_visible(True)
         _draw_histogram(axes[at], values[(values.run == run) & (values.score == score)])
         head = {"score": "sum of the heads", "score_normality": "minus normality"}.get(score, score.removeprefix("score_"))
-        axes[at].set_title("\n".join(filter(None, [head if heads else run, _aurocs(score, tables[run])])), fontsize=8)
+        axes[at].set_title("\n".join(filter(None, [head if heads else run, _aurocs(score, tables[run])])), fontsize=8, parse_math=False)
         axes[at].set_xlabel("anomaly score" if score == "score" else "contribution", fontsize=8)
-        if at[1] == 0: axes[at].set_ylabel("\n".join(filter(None, [run if heads else "", "share of images"])), fontsize=8)
+        if at[1] == 0: axes[at].set_ylabel("\n".join(filter(None, [run if heads else "", "share of images"])), fontsize=8, parse_math=False)
         sns.despine(ax=axes[at])
     shown = [k for k in KINDS if (values.kind == k).any()]
     fig.legend(handles=[Line2D([], [], color=KINDS[k]["color"], ls=KINDS[k]["line"], lw=1.6, label=k) for k in shown], loc="outside lower center",

@@ -332,7 +332,7 @@ def _start(values):
     low = pd.concat([values.auroc - values["std"].fillna(0), values.published - values.published_std.fillna(0)]).min()
     return max(-0.02, min(0.45, np.floor((low - 0.03)*20)/20)) if np.isfinite(low) else 0.45
 
-# %% ../../nbs/experiments/04_report.ipynb #27c4ba6f
+# %% ../../nbs/experiments/04_report.ipynb #17e4504e
 def _draw_method(ax, t, heights, color, size):
     "The markers of one method in one facet; `size` in points"
     style = dict(linestyle="none", color=color)
@@ -349,7 +349,8 @@ def _draw_facet(ax, values, rows, colors, size):
     for i, (method, color) in enumerate(colors.items()):
         t = values[values.method == method]
         _draw_method(ax, t, np.array([rows.index(r) for r in t.row]) + _line(i, len(colors)), color, size)
-    ax.set(xlim=(_start(values), 1.02), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)), yticklabels=rows)
+    ax.set(xlim=(_start(values), 1.02), ylim=(len(rows) - 0.5, -0.5))
+    ax.set_yticks(range(len(rows)), rows, parse_math=False)  # a folder may have dollars in its name
     ax.tick_params(axis="y", length=0)
     ax.tick_params(labelsize=8)
 

@@ -76,7 +76,7 @@ def training_facts(method,     # as it is before the training
              "weights at the start": digest(method.state_dict().items()), "torch": torch.__version__, "dra_nb": dra_nb.__version__}
     return json.loads(json.dumps(facts))
 
-# %% ../../nbs/training/04_checkpoint.ipynb #e4594dac
+# %% ../../nbs/training/04_checkpoint.ipynb #6052e5fb
 KEY = "dra_nb checkpoint"  # under which the header holds everything but the tensors
 
 def remove_parts(path):  # of a checkpoint
@@ -99,7 +99,7 @@ def write_checkpoint(path,        # of the file
         with atomic(path) as part: save_file(tensors, part, metadata={KEY: json.dumps(content)})
     except (OSError, SafetensorError) as e:
         kept = "the one before is kept" if Path(path).is_file() else "there is none before it"
-        raise DraError(f"checkpoint {path} cannot be written ({e}); {kept}. Make room or pass another path, then repeat the call") from e
+        raise DraError(f"checkpoint {path} cannot be written ({getattr(e, 'strerror', None) or e}); {kept}. Make room or pass another path, then repeat the call") from e
 
 def remove_checkpoint(path):
     "Remove a checkpoint that is no longer needed, and what is left of attempts to write it"

@@ -7,10 +7,9 @@ __all__ = ['DEFAULTS', 'SCHEMA', 'Scored', 'Group', 'separation', 'Report', 'Set
            'refuse_errors', 'judge', 'in_portions', 'Scorer', 'hold_out', 'Learning', 'is_empty', 'gather', 'for_few',
            'Plan', 'make_plan', 'train', 'scores_of', 'folds', 'left_out', 'novelty', 'groups_of', 'summarise',
            'versions', 'title_of', 'notes_of', 'test_parts', 'score_parts', 'groups_by_class', 'pixel_results',
-           'evaluation', 'describe', 'write_detector', 'read_detector', 'check_shapes', 'restore', 'Trained',
-           'AnomalyDetector']
+           'evaluation', 'describe', 'write_detector', 'read_detector', 'restore', 'Trained', 'AnomalyDetector']
 
-# %% ../../nbs/training/03_detector.ipynb #1ef1446a
+# %% ../../nbs/training/03_detector.ipynb #f94a5034
 import inspect, json, math, os, platform
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -22,7 +21,7 @@ from ..data.images import IMAGENET_MEAN, IMAGENET_STD, read_mask
 from ..data.protocols import Split, permuted
 from ..data.pseudo import Outliers
 from ..data.sources import Decoded, Pictures, as_catalog, is_one, join, parts_of, read_labelled, read_pictures, stream
-from ..methods.method import Schedule, create_method, load_method, load_methods, method_schedule, outlier_source
+from ..methods.method import Schedule, check_shapes, create_method, load_method, load_methods, method_schedule, outlier_source
 from ..models.backbone import weights_id
 from .loop import fit, pick_device, score_rows
 from .threshold import (Rule, Threshold, alarms_allowed, choose_threshold, counted_interval, finest_rate, normals_for,
@@ -527,7 +526,7 @@ def write_detector(d, path):
         save_file({k: v.detach().cpu().contiguous() for k, v in d.method_.state_dict().items()}, part,
                   metadata={"dra_nb": json.dumps(method), "detector": json.dumps(describe(d), allow_nan=False)})
 
-# %% ../../nbs/training/03_detector.ipynb #1a9c3353
+# %% ../../nbs/training/03_detector.ipynb #deb5c7ed
 def read_detector(path)->dict:  # as `describe` gives it
     "The description in a detector's file, after the tensors were found to fit it"
     from safetensors import safe_open
@@ -540,14 +539,6 @@ def read_detector(path)->dict:  # as `describe` gives it
     if method["name"] != config["params"]["method"]: raise DraError(f"{path} holds a {method['name']} and describes a {config['params']['method']}")
     check_shapes(path, method, shapes)
     return config
-
-def check_shapes(path, method:dict, shapes:dict):
-    "Refuse tensors that do not belong to the settings, before memory is taken for either"
-    try:
-        with torch.device("meta"): net = create_method(method["name"], backbone=method["backbone"], **method["settings"])
-    except (RuntimeError, NotImplementedError): return  # some methods look at their values when they are made
-    wrong = [k for k, v in net.state_dict().items() if shapes.get(k) != tuple(v.shape)]
-    if wrong: raise DraError(f"{path} does not fit its own settings: tensor {wrong[0]!r} is {shapes.get(wrong[0], 'missing')}, not {tuple(net.state_dict()[wrong[0]].shape)}; the file is damaged")
 
 def restore(cls, path, device:str):
     "A detector from its file"
