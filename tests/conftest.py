@@ -22,6 +22,11 @@ def cache(tmp_path_factory):
     if before is None: del os.environ["DRA_NB_CACHE"]
     else: os.environ["DRA_NB_CACHE"] = before
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Whatever ran before in this process: results depend on the number of threads"
+    if "torch" in sys.modules: sys.modules["torch"].set_num_threads(1)
+
 @pytest.fixture(scope="session")
 def shared():
     "The folder with real data and weights; a folder that was asked for and is not there fails, none at all skips"

@@ -80,7 +80,7 @@ def test_table2_with_one_method(tmp_path, method):
     assert [x.known_class for x in s.specs] == ["dent", "scratch"]
     for i, x in enumerate(s.specs):  # records as the engine writes them: this test is about the notebook
         metrics = dict(auroc=0.6 + i/10, ap=0.5, auroc_seen=None, auroc_unseen=0.6 + i/10, n_normal=4, n_seen=0, n_unseen=12)
-        s.runs.write(x, metrics, dict(seconds=1.0), provenance("cpu", "fp32"), pd.DataFrame({"path": ["a"], "score": [0.0]}))
+        s.runs.write(x, metrics, dict(seconds=1.0), provenance("cpu", "fp32"), pd.DataFrame(dict(path=["a", "b"], label=[0, 1], defect=["", "dent"], seen=[False, False], score=[0.0, 1.0])))
     target = tmp_path/"out"/"table2.ipynb"
     cli.run_notebook(ARTEFACTS["table2"].notebook, target, profile="smoke", data=str(tmp_path/"data"), out=str(tmp_path/"out"), **given)
     table = pd.read_csv(tmp_path/"out"/"smoke"/"table2.csv")
@@ -100,7 +100,7 @@ def test_a_dataset_that_is_not_there(tmp_path):
     brainmri_folder(tmp_path/"data"/"brainmri")
     s = plan("table1", "cpu", str(tmp_path/"data"), weights="none", out=str(tmp_path/"out"))
     assert {x.dataset for x in s.specs} == {"brainmri"} and {x.dataset for x in s.absent} == {"elpv"}
-    assert len(s.gaps) == 1 and s.gaps[0].startswith("ELPV is missing") and str(tmp_path/"data") in s.gaps[0]
+    assert len(s.gaps) == 1 and s.gaps[0].startswith("ELPV is missing: there is no folder 'elpv'") and "the data folder" in s.gaps[0] and str(tmp_path) not in s.gaps[0]
     files = write_table(compare(s.results(), s.expected(), published("table1")), tmp_path, "table1", s.artefact.caption, s.notes())
     text = files["md"].read_text()
     assert "Not comparable with the published values" in text and "LAG" in text
