@@ -88,3 +88,15 @@ def records(folder):
 def killed(done):
     "Was the process killed, not ended?"
     return done.returncode == -signal.SIGKILL
+
+SERIAL = """
+import sys
+from conftest import short_spec
+from dra_nb.experiments.engine import Place, run_missing
+from dra_nb.experiments.runs import Runs
+print(run_missing([short_spec("mine", seed=s) for s in range(4)], Place(sys.argv[1]), Runs(sys.argv[2]), progress=False, engine="serial"))
+"""
+def serial_runs(data, folder):
+    "The four runs of the engines' tests, one after the other in a process of its own: this one's state, its threads and caches, must not enter"
+    done = succeeded(python(SERIAL, data, folder, cwd=Path(__file__).parent))
+    assert str(dict(done=4, skipped=0, failed=0, elsewhere=0)) in done.stdout

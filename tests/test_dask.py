@@ -4,7 +4,7 @@ import json, os, shutil, signal, subprocess, sys, threading
 import pandas as pd, pytest
 
 import pretend_runs
-from conftest import mvtec_folder, short_spec
+from conftest import mvtec_folder, serial_runs, short_spec
 from dra_nb.core import DraError
 from dra_nb.experiments import engines
 from dra_nb.experiments.engine import Place, run_missing
@@ -36,7 +36,7 @@ def test_a_killed_worker_and_nothing_differs_from_serial(cluster, tmp_path):
     address, processes = cluster
     mvtec_folder(tmp_path/"mine")
     plain, runs, todo, got = Runs(tmp_path/"serial"), Runs(tmp_path/"dask"), [short_spec("mine", seed=s) for s in range(4)], {}
-    run_missing(todo, Place(str(tmp_path)), plain, progress=False, engine="serial")
+    serial_runs(tmp_path, plain.folder)
     thread = threading.Thread(target=lambda: got.update(run_missing(todo, Place(str(tmp_path)), runs, progress=False, engine="dask", address=address)))
     thread.start()
     victim = until(lambda: runs.folder.exists() and holders(runs.folder))[0]

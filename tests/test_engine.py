@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pandas as pd, pytest
 
 import pretend_runs
-from conftest import mvtec_folder, short_spec
+from conftest import mvtec_folder, serial_runs, short_spec
 from dra_nb.core import DraError
 from dra_nb.experiments import engine
 from dra_nb.experiments.claiming import claimed, holder
@@ -60,7 +60,7 @@ print(run_missing([short_spec("mine", seed=s) for s in range(4)], Place(sys.argv
 def test_a_killed_worker_is_replaced_and_nothing_differs_from_serial(tmp_path, start):
     mvtec_folder(tmp_path/"mine")
     plain, runs, todo = Runs(tmp_path/"serial"), Runs(tmp_path/"local"), [short_spec("mine", seed=s) for s in range(4)]
-    assert run_missing(todo, Place(str(tmp_path)), plain, progress=False, engine="serial") == dict(done=4, skipped=0, failed=0, elsewhere=0)
+    serial_runs(tmp_path, plain.folder)
     process = start("-c", REAL, tmp_path, runs.folder)
     victim = until(lambda: holders(runs.folder))[0]
     os.kill(victim, signal.SIGKILL)
