@@ -148,7 +148,7 @@ def attempt(spec:RunSpec,        # what to run
         return ended("done")
     except Exception as error: return ended("failed", f"{type(error).__name__}: {error}", _transient(error))
 
-# %% ../../nbs/experiments/03_engine.ipynb #12e77b74
+# %% ../../nbs/experiments/03_engine.ipynb #74ccfd81
 @contextmanager
 def _sigterm_interrupts():
     "End a study in good order when it is asked to (SIGTERM), as at Ctrl-C"
@@ -159,6 +159,7 @@ def _sigterm_interrupts():
     try: yield
     finally: signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
+# %% ../../nbs/experiments/03_engine.ipynb #ce8a098e
 class _Study:
     "Specs on their way through an engine"
     def __init__(self, specs, runs, retries, features, shown):
@@ -188,6 +189,7 @@ class _Study:
         self.aside = [s for s in self.aside if s not in free]
         self.open.extend(free)
 
+# %% ../../nbs/experiments/03_engine.ipynb #fd04accc
 def conduct(specs,             # list of RunSpec
             engine,            # from `open_engine`, with `attempt` as its task
             runs:Runs,         # where claims and records are

@@ -141,7 +141,7 @@ def rows(artefact:Artefact,  # which table
     hard = [(c, k) for c, classes in pairs.items() if len(classes) > 1 for k in sorted(classes)] if "hard" in artefact.settings else []
     return general + hard
 
-# %% ../../nbs/experiments/02_grids.ipynb #1d5f32e1
+# %% ../../nbs/experiments/02_grids.ipynb #20b28aca
 def comparable(spec:RunSpec)->bool:
     "Is a run made as the published ones were: image size, ImageNet weights, full schedule, pseudo anomalies from LAG on medical images?"
     full = not spec.schedule.epochs or spec.schedule.epochs*spec.schedule.steps*spec.schedule.batch >= 600*48 or spec.method == "kdad"
@@ -149,6 +149,7 @@ def comparable(spec:RunSpec)->bool:
     source = spec.settings.get("pseudo_source", "cutmix") if spec.method == "dra" and spec.dataset in MEDICAL and spec.settings.get("heads") != ["seen"] else "lag"
     return spec.image_size == 448 and full and spec.weights.startswith(network) and source == "lag"
 
+# %% ../../nbs/experiments/02_grids.ipynb #59533130
 @dataclass
 class Study:
     "An artefact at a profile, ready to run"
@@ -204,6 +205,7 @@ class Study:
                 *([] if alike or not {x.dataset for x in every} & printed else ["Not comparable with the published values cell by cell: those were made at 448 px from ImageNet weights with 30 x 20 steps of 48 images"]),
                 *_differences(every), *self.gaps]
 
+# %% ../../nbs/experiments/02_grids.ipynb #74118261
 def _differences(specs):
     "Sentences on what else differs from the published runs"
     titles = load_datasets()
@@ -273,13 +275,14 @@ def _specs(artefact, profile, weights, dataset, data, only):
         source = name.removeprefix("dra_from_") if name.startswith("dra_from_") else ""
         if source != row[0] or not source: yield name, make_spec(profile, weights, dataset, row, n, seed, *system(name, profile, dataset), source)
 
-# %% ../../nbs/experiments/02_grids.ipynb #3a833d7d
+# %% ../../nbs/experiments/02_grids.ipynb #fe1a2174
 def _external_gap(source, data):
     "None if an external dataset can be read, or is none, else a sentence"
     from dra_nb.data.pseudo import PSEUDO
     gap = _gap(source, data, loose=True) if source and source not in PSEUDO else None
     return gap and f"{gap} (external dataset of pseudo anomalies)"
 
+# %% ../../nbs/experiments/02_grids.ipynb #d8bf5ab8
 class NothingToRun(DraError):
     "An artefact has no cell that can be run: data is missing, or restrictions leave none"
 
@@ -290,6 +293,7 @@ def _merged(artefact, profile, place, out, studies):
     gaps = list(dict.fromkeys(g for s in studies for g in s.gaps))
     return Study(artefact, profile, place, Path(out)/profile, specs, union(s.absent for s in studies), gaps, {k: v for s in studies for k, v in s.columns.items()})
 
+# %% ../../nbs/experiments/02_grids.ipynb #6d0fdfff
 def plan(artefact:str,           # a key of ARTEFACTS
          profile:str="smoke",    # a key of PROFILES
          data=None,              # folder that holds one folder per dataset
@@ -327,6 +331,7 @@ def plan(artefact:str,           # a key of ARTEFACTS
     if not specs and not (idle and absent): raise NothingToRun(f"{art.name} has nothing to run. " + (" ".join(gaps) or f"No row of {', '.join(datasets or home)} fits the protocol of {art.name} and the restrictions"))
     return Study(art, profile, place, Path(out)/profile, list(specs.values()), list(absent.values()), gaps, columns)
 
+# %% ../../nbs/experiments/02_grids.ipynb #30e11493
 def plans(artefacts,  # keys of ARTEFACTS
           **how       # as for `plan`
          )->tuple:    # (list of Study, list of sentences on artefacts that have nothing to run)
