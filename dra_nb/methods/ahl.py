@@ -250,7 +250,7 @@ class Refinement:
         epochs, level = max(1, round(first.epochs*self.second)), first.decay_every and max(1, round(first.decay_every*self.second))
         return replace(first, epochs=epochs, anomalies=round(first.batch/3), lr=2e-3, weight_decay=1e-4, decay_every=level, decay_offset=0, clip=1.0)
 
-# %% ../../nbs/methods/10_ahl.ipynb #3df6d91f
+# %% ../../nbs/methods/10_ahl.ipynb #edc37da7
 PROGRESS = ("weights", "done", "queue", "history")  # what rounds change, beside the generator
 
 @dataclass
@@ -284,6 +284,16 @@ class Rounds:
         while len(self.queue) < n: self.queue += torch.randperm(len(self.sides), generator=self.generator).tolist()
         now, self.queue = self.queue[:n], self.queue[n:]
         return now
+
+    def state(self)->dict:
+        "What a checkpoint keeps"
+        return {k: getattr(self, k) for k in PROGRESS} | dict(generator=self.generator.get_state())
+
+    def load(self, state):
+        "Go on from `state`"
+        for k in PROGRESS: setattr(self, k, state[k])
+        self.weights, self.history = state["weights"].to(self.costs), [h.to(self.costs) for h in state["history"]]
+        self.generator.set_state(state["generator"])
 
 # %% ../../nbs/methods/10_ahl.ipynb #f13ed9c4
 def simulate(net:Method,                 # AHL, its base model trained
@@ -351,7 +361,7 @@ def play_round(net:Method)->dict:  # named losses
         query.append(r.weights[i]*heads_loss(functional_call(net.unified, theta, (levels,)), labels, net.base.loss))
     return {"query": sum(query)*len(r.sides)/len(query), "sequence": sequence_loss(net)}
 
-# %% ../../nbs/methods/10_ahl.ipynb #27e815e7
+# %% ../../nbs/methods/10_ahl.ipynb #7dbdab23
 class AHL(Method):
     "Heads of a trained base model, refined on simulated open sets"
     def __init__(self,
@@ -402,17 +412,13 @@ class AHL(Method):
         self.rounds, self.trace = simulate(self, data, torch.Generator().manual_seed(torch.initial_seed())), []
 
     def stage_state(self)->dict:
-        "Second stage: the generator of the mini-batches, and what `observe` and `next` have noted"
-        r = self.rounds
-        if r is None: return {}
-        return {k: getattr(r, k) for k in PROGRESS} | dict(generator=r.generator.get_state(), trace=[w.clone() for w in self.trace])
+        "Second stage: what its rounds have changed"
+        return self.rounds.state() | dict(trace=[w.clone() for w in self.trace]) if self.rounds else {}
 
     def load_stage_state(self, state):
         "Continue the second stage; clusters, tasks and pool are those that `begin` has made again"
-        if self.rounds is None: return
-        for k in PROGRESS: setattr(self.rounds, k, state[k])
-        self.rounds.weights, self.rounds.history = state["weights"].to(self.rounds.costs), [h.to(self.rounds.costs) for h in state["history"]]
-        self.rounds.generator.set_state(state["generator"])
+        if not self.rounds: return
+        self.rounds.load(state)
         self.trace = state["trace"]
 
     def training_step(self, batch)->dict: return play_round(self) if batch is None else self.base.training_step(batch)
