@@ -8,7 +8,6 @@ import math, random
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms as T
 
 from dra_nb.data.images import IMAGENET_MEAN, IMAGENET_STD
 from dra_nb.data.samplers import BalancedSampler
@@ -33,7 +32,9 @@ def decode_all(catalog, size:int)->int:
 
 class CutMix:
     "Pseudo anomaly (eq. 4) on a PIL image: a jittered rectangle pasted elsewhere in the same image"
-    def __init__(self): self.jitter = T.ColorJitter(0.1, 0.1, 0.1, 0.1)
+    def __init__(self):
+        from torchvision.transforms import ColorJitter
+        self.jitter = ColorJitter(0.1, 0.1, 0.1, 0.1)
 
     def __call__(self, image):
         W, H = image.size
@@ -47,6 +48,7 @@ class CutMix:
 class PlainImages(Dataset):
     "Samples by key (row of the catalog, label); label 2 asks for a pseudo anomaly"
     def __init__(self, catalog, size:int):
+        from torchvision import transforms as T
         self.path, self.box, self.size, self.cutmix = catalog["path"].tolist(), catalog["box"].tolist(), size, CutMix()
         self.augment = T.Compose([T.RandomRotation(180), T.ToTensor(), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
 
@@ -79,6 +81,7 @@ def plain_batches(catalog, split, method, schedule,
                   workers:int,  # processes that decode; 0: the training process itself
                   device,       # torch.device
                   seed:int=0,
+                  layout=torch.channels_last,  # of the pixels in memory
                  ):             # endless iterator of `Batch`
     "Training batches the plain way, normalised and on the device"
     torch.manual_seed(seed)
@@ -86,6 +89,6 @@ def plain_batches(catalog, split, method, schedule,
     loader = DataLoader(PlainImages(catalog, size), batch_sampler=BalancedKeys(split, method, schedule, seed),
                         num_workers=workers, pin_memory=device.type == "cuda")
     for images, labels in loader:
-        images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        images = images.to(device, non_blocking=True).contiguous(memory_format=layout)
         n = schedule.batch
         yield Batch(images[:n], labels[:n].to(device), images[n:] if method.n_reference else None)

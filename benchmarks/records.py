@@ -1,31 +1,28 @@
 """How fast the records of a large study are written, listed and read into one table.
 
-    python benchmarks/records.py                               # about half a minute, 100 MB of disk for that time
+    python benchmarks/records.py                               # about a minute, 100 MB of disk for that time
     python benchmarks/records.py --records 200 --repeats 1     # a trial
 
 Records are made up: a spec each, metrics, timing, provenance with the losses of 30 epochs, and the scores of 1,000 test images, which
 all of them share. They lie in a temporary folder that is removed. Every measurement runs in a process of its own.
 Prints a markdown report and writes it (records.md), with the numbers as csv (records.csv), to `--out`.
 """
-import argparse, hashlib, json, os, sys, tempfile, time
+import hashlib, json, time
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from dra_nb.core import DraError, atomic
+from dra_nb.core import DraError
 from dra_nb.experiments.runs import SCHEMA, Runs, RunSpec, checksum, provenance
-from dra_nb.training.loop import pick_device
 from dra_nb.training.metrics import evaluate
+from dra_nb.training.speed import peak_mb, reset_peak, seconds_of
 
-try: from .data import alone, goal, link, text  # imported as a part of `benchmarks`
-except ImportError: from data import alone, goal, link, text  # run as a script
-try: from .training import about, others_seconds, peak_mb, positive, reset_peak, say, seconds_of, slug, spread, table
-except ImportError: from training import about, others_seconds, peak_mb, positive, reset_peak, say, seconds_of, slug, spread, table
+from measured import alone, link, main, parser, positive, row, say
 
-IMAGES, EPOCHS, METHODS, WRITTEN, VERIFIED = 1000, 30, ("dra", "devnet", "flos", "saoe"), 50, 50
-TARGETS = {"table": 5}  # seconds for 10,000 records
+IMAGES, EPOCHS, METHODS, WRITTEN = 1000, 30, ("dra", "devnet", "flos", "saoe"), 50
+TARGET = "below 5"  # seconds for 10,000 records
 
 
 # ---- records to read
@@ -75,7 +72,7 @@ def measure_reading(folder:Path, n:int, repeats:int)->dict:
         if not repeat: found["mb"] = peak_mb() - before
     return found
 
-def measure_export(folder:Path, file:Path, n:int, repeats:int)->dict:
+def measure_export(folder:Path, file:Path, repeats:int)->dict:
     "Seconds to write all records to one parquet file, and the scores of a hundred of them at most"
     runs, some = Runs(folder), dict(scores=True, shots=1, method="dra", seed=list(range(100)))
     return dict(export=[seconds_of(runs.export, file)[0] for _ in range(repeats)], rows=runs.export(file, **some),
@@ -88,97 +85,26 @@ def measure_each(folder:Path)->dict:
     runs.verify()
     return dict(write=written, verify=[seconds_of(runs.verify)[0]/WRITTEN for _ in range(3)])
 
-
-# ---- all measurements
-
-def measure(args, tmp:Path)->dict:
+def measure(args, tmp:Path)->list:
     "Everything, one after the other"
     say(f"{args.records} records")
     fill(tmp/"runs", args.records)
-    found = alone(measure_reading, tmp/"runs", args.records, args.repeats)
-    say("export")
-    found.update(alone(measure_export, tmp/"runs", tmp/"all.parquet", args.records, args.repeats))
-    say("one by one")
-    return dict(found, **alone(measure_each, tmp/"each"))
-
-def rows(found:dict, args)->list:
-    "One row per number: measure, case, unit, median, min, max, target"
-    def row(measure, case, unit, values, target=None): return dict(measure=measure, case=case, unit=unit, **spread(values), target=target)
-    n, target = f"{args.records} records", TARGETS["table"] if args.records >= 10_000 else None
+    found = alone(measure_reading, tmp/"runs", args.records, args.repeats) | alone(measure_export, tmp/"runs", tmp/"all.parquet", args.repeats) | alone(measure_each, tmp/"each")
+    n, images, target = f"{args.records} records", f"{IMAGES} images", TARGET if args.records >= 10_000 else ""
     return [row("table of a study (Runs.frame)", n, "s", found["frame"], target), row("table of a study, CPU time", n, "s", found["cpu"]),
-            row("list (Runs.ls)", n, "s", found["ls"], target),
-            row("peak memory above import", n, "MB", [found["mb"]]), row("which runs are missing (Runs.done)", n, "s", found["missing"]),
-            row("look for what is left over (Runs.sweep)", n, "s", found["sweep"]), row("export, a row per run", n, "s", found["export"]),
-            row(f"export, a row per image, of some of {args.records} records", f"{found['rows']} rows", "s", found["scores"]),
-            row("write a record", f"{IMAGES} images", "ms", [1000*s for s in found["write"]]), row("verify a record", f"{IMAGES} images", "ms", [1000*s for s in found["verify"]])]
+            row("list (Runs.ls)", n, "s", found["ls"], target), row("peak memory above import", n, "MB", found["mb"]),
+            row("which runs are missing (Runs.done)", n, "s", found["missing"]), row("look for what is left over (Runs.sweep)", n, "s", found["sweep"]),
+            row("export, a row per run", n, "s", found["export"]), row(f"export, a row per image, of some of {args.records} records", f"{found['rows']} rows", "s", found["scores"]),
+            row("write a record", images, "ms", [1000*s for s in found["write"]]), row("verify a record", images, "ms", [1000*s for s in found["verify"]])]
 
-
-# ---- the report
-
-NOTES = f"""- Records have the losses of {EPOCHS} epochs; the files are in the page cache. Table and list read every JSON file, check its checksum and its parts.
+NOTES = f"""
+- Records have the losses of {EPOCHS} epochs; the files are in the page cache. Table and list read every JSON file, check its checksum and its parts.
 - Scores are {IMAGES} rows; to verify a record its metrics are computed again from them.
-- Write: both files, each flushed to the disk before it is renamed, so it depends on the disk.
-- Other work: CPU time that other processes used meanwhile, as a share of all cores. Where it is large trust the CPU time, not the seconds."""
+- Write: both files, each flushed to the disk before it is renamed, so it depends on the disk."""
 
-def report(frame:pd.DataFrame, result:dict)->str:
-    "The measurements in markdown"
-    a, s = result["about"], result["settings"]
-    lines = [[o["measure"], o["case"], text(o), o["unit"], *goal(o)] for o in frame.to_dict("records")]
-    load = "" if a["load_average"] is None else f", load average {a['load_average']} before"
-    others = "" if result["others"] is None else f" Other work took {result['others']:.0%} of the machine meanwhile."
-    return f"""# Records: {a['device']}
-
-{a['finished']}, dra_nb {a['version']} (commit {a['commit']}), {a['platform']}{load}. python {a['python']}, numpy {a['numpy']}, pandas {pd.__version__}.
-
-{s['repeats']} repeats. Median (smallest to largest).
-
-{table(["measure", "case", "value", "unit", "target", "met"], lines)}
-
-## How it was measured
-
-{NOTES}
-
-The measurement took {result['seconds']:.0f} s.{others}
-"""
-
-def write(frame:pd.DataFrame, result:dict, out:Path):
-    "records.csv and records.md"
-    stamped = frame.assign(device=result["about"]["device"], date=result["about"]["finished"][:10])
-    with atomic(out/"records.csv") as part: stamped.to_csv(part, index=False, float_format="%.6g")
-    with atomic(out/"records.md") as part: Path(part).write_text(report(frame, result), encoding="utf-8")
-
-
-# ---- all of it
-
-def arguments(argv=None)->argparse.Namespace:
-    "The command line"
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+if __name__ == "__main__":
+    p = parser(__doc__, repeats=5)
     p.add_argument("--records", type=positive, default=10_000, help="records of the study (default 10000)")
-    p.add_argument("--repeats", type=positive, default=5, help="(default 5)")
-    p.add_argument("--out", type=Path, help="folder of the report (default outputs/benchmarks/<device>/)")
-    args = p.parse_args(argv)
+    args = p.parse_args()
     if args.records < 8: p.error("fewer than 8 records")
-    return args
-
-def run(args)->dict:
-    "All that is measured, and where"
-    start, others = time.perf_counter(), others_seconds()
-    result = dict(about=about(pick_device("cpu"), "fp32"), settings=vars(args))
-    with tempfile.TemporaryDirectory(prefix="dra_nb_benchmark_") as folder: found = measure(args, Path(folder))
-    seconds = time.perf_counter() - start
-    share = None if others is None else max(others_seconds() - others, 0)/seconds/os.cpu_count()
-    return dict(result, found=found, seconds=seconds, others=share)
-
-def main(argv=None):
-    "Measure, print, write"
-    args = arguments(argv)
-    try: result = run(args)
-    except DraError as e: sys.exit(f"error: {e}")
-    frame = pd.DataFrame(rows(result["found"], args))
-    out = args.out or Path("outputs", "benchmarks", slug(result["about"]["device"]))
-    write(frame, result, out)
-    print(report(frame, result))
-    say(f"written to {out}")
-
-
-if __name__ == "__main__": main()
+    main("records", "Records", args, measure, f"{args.repeats} repeats.", NOTES)

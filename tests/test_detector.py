@@ -182,7 +182,76 @@ def test_a_broken_image_in_the_middle_of_a_stream(folder, detector, tmp_path):
     (tmp_path/"only/x.png").write_text("no picture")
     assert [bool(o.error) for o in detector.score_stream(tmp_path/"only")] == [True]
     result = detector.evaluate(good[:4] + [str(tmp_path/"text.png")], folder/"bad")
-    assert "1 images could not be read" in str(result) and result.frame.n.sum() == 4 + 8
+    assert "1 of 13 images could not be read and are not counted: " + str(tmp_path/"text.png") in str(result) and result.frame.n.sum() == 4 + 8
+    assert [o.name for o in result.unreadable] == [str(tmp_path/"text.png")] and "text.png" in result.unreadable[0].error and result.notes == []
+    assert detector.report_.unreadable == []
+
+def test_many_broken_images_are_counted_and_the_first_are_named(folder, detector, tmp_path):
+    good = sorted(map(str, (folder/"good").iterdir()))
+    for i in range(8): (tmp_path/f"{i}.png").write_text("no picture")
+    result = detector.evaluate(good[:4] + sorted(map(str, tmp_path.iterdir())), folder/"bad")
+    named = ", ".join(str(tmp_path/f"{i}.png") for i in range(5))
+    assert f"8 of 20 images could not be read and are not counted: {named} and 3 more (the image {tmp_path/'0.png'} cannot be used (cannot identify image file))" in str(result)
+    assert len(result.unreadable) == 8 and result.metrics == detector.evaluate(good[:4], folder/"bad").metrics
+
+def test_broken_images_are_all_named_before_anything_is_trained(folder, tmp_path, monkeypatch):
+    import dra_nb.training.detector as module
+    monkeypatch.setattr(module, "train", lambda *a, **k: pytest.fail("it trained"))
+    good = sorted(map(str, (folder/"good").iterdir()))
+    for name in ("good", "bad/dent", "more"): (tmp_path/name).mkdir(parents=True)
+    for i in range(9): (tmp_path/f"good/{i}.png").write_text("no picture")
+    (tmp_path/"bad/dent/x.png").write_bytes(Path(good[0]).read_bytes()[:200])
+    write(tmp_path/"bad/dent", DENTS[:2]), (tmp_path/"more/y.png").write_text("no picture")
+    message = says("11 images cannot be read, so nothing was trained; restore or replace the files, or leave them out", AnomalyDetector("dra", **QUICK).fit,
+                   iter(good + sorted(map(str, (tmp_path/"good").iterdir()))), tmp_path/"bad", validation=([*good[:2], tmp_path/"more/y.png"], None))
+    for i in range(9): assert f"normals: the image {tmp_path}/good/{i}.png cannot be used" in message
+    assert f"given anomalies: the image {tmp_path}/bad/dent/x.png" in message and f"validation normals: the image {tmp_path}/more/y.png" in message
+    assert message.count("restore or replace") == 1 and len(message.splitlines()) == 12
+    assert "image 1: an image is a path" in says("1 image cannot be read.*leave it out", AnomalyDetector("dra", **QUICK).fit, [GOOD[0], 5, GOOD[1]], DENTS)
+    assert "outliers: " in says("1 image cannot be read", AnomalyDetector("saoe", **QUICK).fit, GOOD, DENTS, outliers=tmp_path/"more")
+    for wrong in (GOOD/255, tmp_path/"gone"): assert "cannot be read, so" not in says(".", AnomalyDetector("dra", **QUICK).fit, wrong, DENTS)  # not the fault of a file
+
+def test_a_title_counts_in_words(detector):
+    assert "normals and 8 anomalies (dent 4, scratch 4) in" in detector.report_.title
+    for n, words in ((0, "no anomalies in"), (1, "1 anomaly in"), (3, "3 anomalies in")):
+        assert f"normals and {words}" in AnomalyDetector("patchcore", **QUICK).fit(GOOD, DENTS[:n]).report_.title
+    assert detector.evaluate(GOOD[:1], DENTS[:1]).title == "dra, tested on 1 normal and 1 anomaly"
+
+def test_a_threshold_is_not_chosen_on_what_can_be_read_alone(folder, tmp_path):
+    d = AnomalyDetector("patchcore", **QUICK).fit(GOOD)
+    before = d.threshold_
+    (tmp_path/"x.png").write_text("no picture")
+    assert str(tmp_path/"x.png") in says("1 image cannot be read, so no threshold was chosen", d.calibrate, [*sorted(map(str, (folder/"good").iterdir())), tmp_path/"x.png"])
+    assert d.threshold_ == before
+
+def test_learning_rate(folder, tmp_path):
+    for wrong in (0, -1e-3, float("inf"), float("nan"), "fast", True): says("lr is a learning rate, a number above 0 such as 0.0002", AnomalyDetector, lr=wrong)
+    says("such as 0.0001", AnomalyDetector().set_params, method="deep_sad", lr=0)
+    usual, slow = (AnomalyDetector("devnet", lr=lr, **QUICK).fit(GOOD, DENTS) for lr in (None, 1e-8))
+    assert usual.summary_["schedule"]["lr"] == 2e-4 and slow.summary_["schedule"]["lr"] == 1e-8 and usual.get_params()["lr"] is None
+    start = AnomalyDetector("devnet", schedule=Schedule(epochs=1, steps=1, batch=9, anomalies=3, lr=1e-12), **QUICK | dict(epochs=None, steps=None, batch=None)).fit(GOOD, DENTS)
+    moved = [max((a - b).abs().max().item() for a, b in zip(d.method_.backbone.parameters(), start.method_.backbone.parameters())) for d in (usual, slow)]
+    assert moved[0] > 1e-4 > 1e-6 > moved[1]  # Adam moves a weight by the rate at a step
+    slow.save(tmp_path/"d.safetensors")
+    again = AnomalyDetector.load(tmp_path/"d.safetensors", "cpu")
+    assert again.lr == 1e-8 and again.summary_["schedule"]["lr"] == 1e-8
+    over = AnomalyDetector("devnet", lr=3e-4, schedule=Schedule(epochs=1, steps=1, lr=1e-3), **QUICK).fit(GOOD, DENTS)
+    assert over.summary_["schedule"]["lr"] == 3e-4
+
+def test_the_middles_of_patches_are_measured_once_for_a_stream(detector, monkeypatch):
+    import copy
+    import dra_nb.training.heatmaps as heatmaps
+    measure, sizes, d = heatmaps.patch_shift, [], copy.copy(detector)
+    monkeypatch.setattr(heatmaps, "patch_shift", lambda backbone, size, device="cpu": sizes.append(size) or measure(backbone, size, device))
+    maps = [o.map for o in d.score_stream(GOOD[:12], batch=4, maps="score")]
+    assert sizes == [(64, 64)]
+    np.testing.assert_array_equal(d.score_map(GOOD[:4]), np.stack(maps[:4]))
+    d.score_map(GOOD[:2], "seen"), d.score_map(GOOD[:2], "gradient")
+    assert len(sizes) == 1
+    fresh = heatmaps.heatmaps(d.method_, torch.from_numpy(GOOD[:4].transpose(0, 3, 1, 2).copy()), device="cpu", precision="fp32")
+    np.testing.assert_array_equal(fresh, np.stack(maps[:4]))
+    d.fit(GOOD, DENTS).score_map(GOOD[0])
+    assert len(sizes) == 3  # another method: measured anew (the second was the direct call)
 
 def test_results_come_while_images_come(detector):
     "The stream does not wait for its end, and holds a batch, not all"

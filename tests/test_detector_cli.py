@@ -81,10 +81,10 @@ def test_every_option_of_fit_arrives(parts, tmp_path, monkeypatch):
     def catch(self, *args, **kwargs): raise DraError(str(asked.update(params=self.get_params(), args=args, **kwargs) or "caught"))
     monkeypatch.setattr(AnomalyDetector, "fit", catch)
     refused("caught", "fit", "N", "--anomalies", "A", "--validation", "V.csv", "--outliers", "O", "--method", "devnet", "--image-size", 96, "--weights", "none", "--backbone", "resnet18",
-            "--epochs", 3, "--steps", 4, "--batch", 5, "--setting", "fraction=.2", "--threshold", "cost", "--fpr", .1, "--miss", 7, "--false-alarm", 2, "--prevalence", .01,
+            "--epochs", 3, "--steps", 4, "--batch", 5, "--lr", "1e-3", "--setting", "fraction=.2", "--threshold", "cost", "--fpr", .1, "--miss", 7, "--false-alarm", 2, "--prevalence", .01,
             "--holdout", .3, "--check", "unseen", "--check", "seen", "--seed", 6, "--device", "cpu", "--precision", "fp32", "-o", tmp_path/"m")
     assert asked["args"] == ("N", "A", "V.csv", "O") and list(asked["check"]) == ["unseen", "seen"]
-    assert asked["params"] == dict(method="devnet", image_size=96, weights="none", backbone="resnet18", epochs=3, steps=4, batch=5, schedule=None, device="cpu", precision="fp32", seed=6,
+    assert asked["params"] == dict(method="devnet", image_size=96, weights="none", backbone="resnet18", epochs=3, steps=4, batch=5, lr=1e-3, schedule=None, device="cpu", precision="fp32", seed=6,
                                    threshold="cost", fpr=.1, miss=7, false_alarm=2, prevalence=.01, holdout=.3, fraction=.2)
     refused("caught", "fit", "N", "--threshold", "1.5", "-o", tmp_path/"m")
     plain = AnomalyDetector().get_params()
@@ -102,6 +102,8 @@ def test_fit_refuses_before_it_trains(parts, tmp_path, monkeypatch):
     refused("unknown setting", "fit", good, *QUICK, "--setting", "hedas=1", "-o", out)
     refused("name=value", "fit", good, *QUICK, "--setting", "heads", "-o", out)
     refused("options of 'dra_nb fit", "fit", good, *QUICK, "--setting", "seed=1", "-o", out)
+    refused("lr is a learning rate", "fit", good, *QUICK, "--lr", "0", "-o", out)
+    refused("options of 'dra_nb fit", "fit", good, *QUICK, "--setting", "lr=1", "-o", out)
     refused("unknown way to choose a threshold", "fit", good, *QUICK, "--threshold", "f2", "-o", out)
     refused("finite", "fit", good, *QUICK, "--threshold", "nan", "-o", out)
     refused("no anomaly among them", "fit", good, *QUICK, "--threshold", "f1", "-o", out)
@@ -270,7 +272,66 @@ def test_eval(model, parts, tmp_path):
     assert found["metrics"] == report.metrics and found["threshold"] == d.threshold_.value and [g["n"] for g in found["groups"]] == [4, 4, 4]
     refused("pixel metrics need masks", "eval", model, parts/"test/good", "--anomalies", parts/"bad", "--pixels", "--device", "cpu")
     (tmp_path/"t/dent/9.png").write_text("no picture")
-    assert "1 images could not be read" in done("eval", model, tmp_path/"t/good", "--anomalies", tmp_path/"t/dent", "--device", "cpu", status=3)
+    assert f"1 of 9 images could not be read and are not counted: {tmp_path/'t/dent/9.png'}" in done("eval", model, tmp_path/"t/good", "--anomalies", tmp_path/"t/dent", "--device", "cpu", status=3)
+    found = json.loads(done("eval", model, tmp_path/"t/good", "--anomalies", tmp_path/"t/dent", "--json", "--device", "cpu", status=3))
+    assert [o["name"] for o in found["unreadable"]] == [str(tmp_path/"t/dent/9.png")] and "cannot be used" in found["unreadable"][0]["error"] and sum(g["n"] for g in found["groups"]) == 8
+
+def test_how_many_could_not_be_read_is_said_at_the_end(strict, inbox, tmp_path):
+    for i in range(7): (inbox/f"right/{i}.png").write_text("no picture")
+    broken = [str(inbox/"left/000b.png"), *(str(inbox/f"right/{i}.png") for i in range(7))]
+    status, out, err = call("score", strict[0], inbox, "--device", "cpu")
+    assert status == 3 and out.count("no score") == 8 and err.strip() == f"8 of 12 images could not be read: {', '.join(sorted(broken, key=lambda o: o)[:5])} and 3 more"
+    status, out, err = call("score", strict[0], inbox, "--out", tmp_path/"out", "--device", "cpu")
+    assert status == 3 and "12 images, 0 anomalies, 8 without a score" in out and "8 of 12 images could not be read: " + broken[0] in err
+    assert "could not be read" not in "".join(map(str, call("score", strict[0], inbox/"left/000.png", "--device", "cpu")))
+
+def test_fit_names_all_broken_images_before_it_trains(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr("dra_nb.training.detector.train", lambda *a, **k: pytest.fail("it trained"))
+    shutil.copytree(parts/"train/good", tmp_path/"good"), shutil.copytree(parts/"bad", tmp_path/"bad")
+    broken = [*(tmp_path/f"good/z{i}.png" for i in range(7)), tmp_path/"bad/dent/z.png"]
+    for p in broken: p.write_text("no picture")
+    status, _, message = call("fit", tmp_path/"good", "--anomalies", tmp_path/"bad", *QUICK, "-o", tmp_path/"m.safetensors")
+    assert status == 2 and "8 images cannot be read, so nothing was trained" in message and all(str(p) in message for p in broken) and not (tmp_path/"m.safetensors").exists()
+
+def test_eval_of_pixels(tmp_path):
+    "On the embedded textures, whose masks are exact: the numbers of the metrics called directly"
+    from dra_nb.data.catalog import load_catalog
+    from dra_nb.data.images import read_mask
+    from dra_nb.training.metrics import aupro, f1_max, pixel_auroc
+    catalog = load_catalog("textures")
+    weave = catalog[catalog.category == "weave"]
+    normal, bad = weave[weave.label == 0], weave[weave.defect.isin(["hole", "color"])].groupby("defect").head(4)
+    for folder, paths in (("train/good", normal[normal.split == "train"].path[:16]), ("test/good", normal[normal.split == "test"].path[:6]), *((f"test/{k}", o.path) for k, o in bad.groupby("defect"))):
+        (tmp_path/"set"/folder).mkdir(parents=True)
+        for p in paths: shutil.copy(p, tmp_path/"set"/folder)
+    for o in bad.itertuples():
+        (tmp_path/"set/ground_truth"/o.defect).mkdir(parents=True, exist_ok=True)
+        shutil.copy(o.mask, tmp_path/"set/ground_truth"/o.defect/(os.path.splitext(os.path.basename(o.path))[0] + "_mask.png"))
+    file = tmp_path/"weave.safetensors"
+    done("fit", tmp_path/"set/train/good", *QUICK, "--method", "patchcore", "--image-size", 64, "-o", file)
+    found = json.loads(done("eval", file, tmp_path/"set", "--pixels", "--json", "--batch", 5, "--device", "cpu"))["metrics"]
+    d = AnomalyDetector.load(file, "cpu")
+    paths = sorted(str(p) for p in (tmp_path/"set/test").rglob("*.png"))
+    masks = [read_mask(p.replace("/test/", "/ground_truth/")[:-4] + "_mask.png", size=64) if "/good/" not in p else np.zeros((64, 64), bool) for p in paths]
+    maps = d.score_map(paths)
+    assert len(paths) == 14 and sum(m.any() for m in masks) == 8
+    for name, value in (("pixel_auroc", pixel_auroc(maps, masks)), ("aupro", aupro(maps, masks)), ("pixel_f1", f1_max(maps, masks))): assert found[name] == pytest.approx(value, rel=1e-4), name
+    assert found["pixel_auroc"] > .8 and found["aupro"] > .3  # and they say something: chance is .5 and .15
+    said = done("eval", file, tmp_path/"set", "--pixels", "--device", "cpu")
+    assert all(f"{k} {v:.3f}" in said for k, v in found.items())
+
+def test_a_name_is_no_formula(strict, parts, tmp_path, monkeypatch):
+    "In the csv a path that a spreadsheet would compute gets ./ in front, which leads to the same file; JSON lines have it as it was given"
+    monkeypatch.chdir(tmp_path)
+    names = ["=1+1.png", "@x.png", "+1.png", "-2.png", "\tt.png", "a=1.png", "=box"]
+    for n in names[:-1]: shutil.copy(parts/"train/good/000.png", n)
+    os.mkdir("=box"), shutil.copy(parts/"train/good/000.png", "=box/=b.png")
+    done("score", strict[0], "--out", "out", "--device", "cpu", "--", *names)
+    table, lines = pd.read_csv("out/scores.csv", dtype=str, keep_default_na=False), [json.loads(o)["name"] for o in open("out/scores.jsonl")]
+    given = [*names[:-1], "=box/=b.png"]
+    assert lines == given and [os.path.normpath(o) for o in table.name] == given and all(os.path.isfile(o) for o in table.name)
+    assert [o.removeprefix("./") != o for o in table.name] == [True]*5 + [False, True]
+    assert not [c for row in table.itertuples(index=False) for c in (row.name, row.error, row.overlay) if c.startswith(("=", "+", "-", "@", "\t", "\r"))]
 
 def test_export(model, parts, tmp_path):
     pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")

@@ -87,6 +87,29 @@ def test_what_cannot_be_written_leaves_no_file(tmp_path):
         with pytest.raises(DraError, match="ONNX"): export_onnx(d, tmp_path/"x.onnx", repeats=0)
         assert list(tmp_path.iterdir()) == []
 
+def test_a_backbone_that_cannot_be_written_is_named_with_what_would_help(tmp_path, capfd):
+    "Positions that have to be stretched: refused before anything is traced; at the size of the training and one scale it works"
+    pytest.importorskip("timm")
+    def vit(method, size, **settings):
+        noise = np.random.default_rng(0).integers(0, 255, (12, size, size, 3), np.uint8)
+        return AnomalyDetector(method, **QUICK | dict(image_size=size, backbone="timm:test_vit", steps=1, batch=4), **settings).fit(noise[:9], noise[9:])
+    for d in (vit("patchcore", 64), vit("devnet", 160), vit("dra", 96, scales=1, n_reference=2)):
+        with pytest.raises(DraError, match=r"^timm:test_vit cannot.*image_size=160.*scales=1.*timm:convnext_tiny"): export_onnx(d, tmp_path/"x.onnx", repeats=0)
+        assert list(tmp_path.iterdir()) == []
+    assert "graph" not in "".join(capfd.readouterr())
+    for d in (vit("patchcore", 160), vit("devnet", 160, scales=1)):
+        export_onnx(d, tmp_path/"x.onnx", repeats=0)
+        assert difference(d.score_samples(BOTH), OnnxDetector(tmp_path/"x.onnx").score_samples(BOTH)) < 1e-3
+
+def test_what_the_exporter_fails_on_is_one_sentence(tmp_path, monkeypatch, capfd):
+    "An operation that nobody foresaw: no graph on the screen, backbone and remedy in the message"
+    from dra_nb.training import export
+    d = AnomalyDetector("devnet", **QUICK).fit(GOOD, DENTS)
+    d.method_.head_scores = lambda x: {"a": torch.special.bessel_j0(x).mean((1, 2, 3))}
+    with pytest.raises(DraError, match=r"devnet on resnet18_stage2 cannot be written as ONNX.*bessel.*save and load, another backbone such as resnet18"): export_onnx(d, tmp_path/"x.onnx", repeats=0)
+    said = "".join(capfd.readouterr())
+    assert "graph" not in said and "Torch IR" not in said and list(tmp_path.iterdir()) == []
+
 def test_what_is_no_export_is_refused(tmp_path, detector, file):
     (tmp_path/"x.onnx").write_bytes(file.read_bytes()[:2000])
     for path, word in ((tmp_path/"x.onnx", "not a detector"), (tmp_path/"gone.onnx", "does not exist"), (tmp_path, "does not exist")):

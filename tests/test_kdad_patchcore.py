@@ -54,6 +54,63 @@ def test_saved_by_the_engine(run, data, tmp_path):
     again = score_rows(load_method(tmp_path/"m.safetensors"), open_store(catalog, 64, progress=False), make_split(catalog, shots=0).test, "cpu", "fp32")
     np.testing.assert_allclose(again["score"], table.score, rtol=1e-5)
 
+def slope_of(net, x):
+    "The derivative of the score by the pixels"
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(net.score(x).sum(), x)[0]
+
+def kept_bytes(net, batch):
+    "What a training step keeps for its backward pass"
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()*t.element_size()), t)[1], lambda t: t): net.training_step(batch)
+    return sum(sizes)
+
+def test_gradient_by_the_pixels_goes_through_the_teacher_and_training_does_not():
+    from dra_nb.methods.method import Batch, create_method
+    g = torch.Generator().manual_seed(0)
+    net, x = create_method("kdad", backbone="resnet18_stage2").eval().double(), torch.rand(1, 3, 32, 32, generator=g, dtype=torch.double)
+    slope, h = slope_of(net, x), 1e-3
+    without = create_method("kdad", backbone="resnet18_stage2").eval().double()
+    without.backbone.stages = lambda images, stages=without.backbone.stages: [m.detach() for m in stages(images)]
+    part = slope_of(without, x)
+    for along in (slope/slope.norm(), (slope - part)/(slope - part).norm()):
+        with torch.no_grad(): by_hand = (net.score(x + h*along) - net.score(x - h*along)).item()/(2*h)
+        assert np.isclose((slope*along).sum().item(), by_hand, rtol=.05)
+    assert not np.isclose((part*along).sum().item(), by_hand, rtol=.5)  # along the teacher's part
+    net, batch = create_method("kdad", backbone="resnet18_stage2"), Batch(torch.rand(4, 3, 32, 32, generator=g), torch.zeros(4, dtype=torch.long))
+    usual, stages = kept_bytes(net, batch), net.backbone.stages
+    net.backbone.stages = torch.no_grad()(lambda images: stages(images))
+    assert kept_bytes(net, batch) == usual > 0
+    net.backbone.stages = stages
+    assert kept_bytes(net, Batch(batch.images.requires_grad_(), batch.labels)) > 1.5*usual  # the measure sees a teacher that is kept
+    assert all(p.grad is None for p in net.parameters())
+
+def vit(size, n=10):
+    return np.random.default_rng(0).integers(0, 255, (n, size, size, 3), np.uint8)
+
+@pytest.mark.parametrize("backbone, size", [("timm:test_vit", 64), ("timm:vit_small_patch14_dinov2", 56)])
+def test_patchcore_takes_a_vision_transformer_as_it_is(backbone, size):
+    "Without a setting: the stages of its only patch size, also 14 px"
+    pytest.importorskip("timm")
+    from dra_nb.training.detector import AnomalyDetector
+    d = AnomalyDetector("patchcore", image_size=size, backbone=backbone, weights=None, device="cpu", precision="fp32").fit(vit(size))
+    r = d.method_.backbone.reduction
+    assert d.method_.levels == (r,) and d.score_map(vit(size, 1)[0]).shape == (size, size) and np.isfinite(d.score_samples(vit(size, 3))).all()
+    assert d.method_.memory.shape[1] == sum(d.method_.backbone.stage_channels)
+
+def test_patchcore_names_its_setting_where_it_cannot_choose():
+    from types import SimpleNamespace
+    from dra_nb.methods.patchcore import levels_of
+    with pytest.raises(DraError, match=r"pass the setting levels, some of \[4, 32\], such as levels=\(32,\)"): levels_of(SimpleNamespace(stage_reductions=(4, 32)))
+    with pytest.raises(DraError, match=r"levels are pixels per patch.*\[14\], not \(8,\)"): levels_of(SimpleNamespace(stage_reductions=(14, 14)), (8,))
+
+def test_mlep_refuses_patches_that_no_doubling_reaches():
+    pytest.importorskip("timm")
+    from dra_nb.methods.method import create_method
+    with pytest.raises(DraError, match="power of 2 pixels a side, not 14; pass another backbone"): create_method("mlep", backbone="timm:vit_small_patch14_dinov2")
+    net = create_method("mlep", backbone="timm:test_vit", score="psnr").eval()
+    with torch.no_grad(): assert net.score(torch.rand(2, 3, 64, 64)).isfinite().all() and net.score_map(torch.rand(1, 3, 64, 64)).shape == (1, 64, 64)
+
 @pytest.mark.parametrize("side", [33, 75, 100])
 @torch.no_grad()
 def test_images_of_odd_size(side):

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['ROOM', 'LARGE', 'STORE_VERSION', 'IMAGENET_MEAN', 'IMAGENET_STD', 'to_rgb', 'to_square', 'decode_file', 'decode',
-           'read_mask', 'ImageStore', 'open_store', 'ResidentStore', 'resident', 'to_float', 'normalize', 'denormalize',
-           'rotate', 'random_rotation']
+           'read_mask', 'ImageStore', 'open_store', 'ResidentStore', 'resident', 'on_device', 'to_float', 'normalize',
+           'denormalize', 'rotate', 'random_rotation']
 
-# %% ../../nbs/data/01_images.ipynb #d07742e7
+# %% ../../nbs/data/01_images.ipynb #de46f2e7
 import math, os, shutil, threading, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
@@ -317,7 +318,7 @@ def open_store(catalog,             # catalog, see `dra_nb.data.catalog`
         raise DraError(f"the decoded images cannot be written to {folder} ({e.strerror or e}); make room, or set DRA_NB_CACHE to a folder you may write to") from e
     return ImageStore(path)
 
-# %% ../../nbs/data/01_images.ipynb #88cade53
+# %% ../../nbs/data/01_images.ipynb #8d5ab747
 class ResidentStore:
     "Some rows of a store, kept on a device; asked by the row numbers of the store"
     def __init__(self,
@@ -339,7 +340,7 @@ class ResidentStore:
         rows = rows.cpu() if isinstance(rows, torch.Tensor) else rows if isinstance(rows, (int, slice)) else torch.as_tensor(np.asarray(rows, dtype=np.int64))
         place = self.place[rows]
         if (place < 0).any(): raise IndexError("a row was asked for that is not among the resident ones")
-        return self.images[place.to(self.images.device)]
+        return self.images[place.to(self.images.device, non_blocking=True)]
 
 # %% ../../nbs/data/01_images.ipynb #9d4679ae
 def resident(store,   # an `ImageStore`
@@ -349,40 +350,51 @@ def resident(store,   # an `ImageStore`
     "Copy some images to a device, once"
     return ResidentStore(store, rows, device)
 
+# %% ../../nbs/data/01_images.ipynb #9273bd3c
+def on_device(store,           # an `ImageStore`
+              rows,            # int (n,), row numbers that a training will ask for
+              device,          # torch.device
+              keep:bool=None,  # copy them? None: where it pays and fits
+             ):                # ResidentStore, or the store as it is
+    "The store that a training on a device reads from"
+    if keep is None: keep = device.type == "cuda" and 3*store.size**2*len(np.unique(rows)) <= torch.cuda.mem_get_info(device)[0]/4
+    return resident(store, rows, device) if keep else store
+
 # %% ../../nbs/data/01_images.ipynb #7c9a9b29
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# %% ../../nbs/data/01_images.ipynb #f5de835f
+# %% ../../nbs/data/01_images.ipynb #9a23478b
 def to_float(images:torch.Tensor,  # uint8 (..., 3, H, W)
             )->torch.Tensor:       # float32 in [0, 1], same shape and device
     "Scale bytes to [0, 1]"
-    return images.to(torch.float32)/255
+    return images.to(torch.float32, copy=True).div_(255)
 
-# %% ../../nbs/data/01_images.ipynb #ebf0989c
-def _moments(images:torch.Tensor)->tuple:
-    "ImageNet's mean and standard deviation, (3, 1, 1) each, like `images`"
-    return tuple(torch.tensor(o, dtype=images.dtype, device=images.device).view(3, 1, 1) for o in (IMAGENET_MEAN, IMAGENET_STD))
+# %% ../../nbs/data/01_images.ipynb #0d598bb7
+@lru_cache(maxsize=16)
+def _moments(dtype, device)->tuple:
+    "ImageNet's mean and standard deviation, (3, 1, 1) each; copied to a device once"
+    with torch.inference_mode(False): return tuple(torch.tensor(o, dtype=dtype, device=device).view(3, 1, 1) for o in (IMAGENET_MEAN, IMAGENET_STD))
 
 def normalize(images:torch.Tensor,  # float (..., 3, H, W) in [0, 1]
              )->torch.Tensor:       # same shape; mean about 0, standard deviation about 1
     "What an ImageNet backbone expects"
-    mean, std = _moments(images)
-    return (images - mean)/std
+    mean, std = _moments(images.dtype, images.device)
+    return (images - mean).div_(std)
 
 def denormalize(images:torch.Tensor,  # float (..., 3, H, W), normalised
                )->torch.Tensor:       # same shape, in [0, 1]
     "Undo `normalize`, for pictures"
-    mean, std = _moments(images)
+    mean, std = _moments(images.dtype, images.device)
     return (images*std + mean).clamp(0, 1)
 
-# %% ../../nbs/data/01_images.ipynb #a8be9ef6
+# %% ../../nbs/data/01_images.ipynb #7dd8c59c
 def rotate(images:torch.Tensor,   # float (B, C, H, W)
            degrees:torch.Tensor,  # (B,) counter-clockwise
           )->torch.Tensor:        # same shape, dtype and device; zero outside, nearest neighbour
     "Turn each image about its centre by its own angle"
     h, w = images.shape[-2:]
-    a = degrees.to(images.device, torch.float32).mul(math.pi/180)
+    a = degrees.to(images.device, torch.float32, non_blocking=True).mul(math.pi/180)
     cos, sin, zero = a.cos(), a.sin(), torch.zeros_like(a)
     theta = torch.stack([cos, -sin*h/w, zero, sin*w/h, cos, zero], 1).view(-1, 2, 3)
     x = images.float()  # coordinates need float32

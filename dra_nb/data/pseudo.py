@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from ..core import DraError, choose
 from .images import to_float
 
-# %% ../../nbs/data/03_pseudo.ipynb #fc0167ba
+# %% ../../nbs/data/03_pseudo.ipynb #e8d74d03
 AREA, ASPECT, JITTER = (0.02, 0.15), (0.3, 1/0.3), 0.1  # patch area / image area, patch width / height, jitter strength
 
 class Boxes(NamedTuple):
@@ -34,7 +34,7 @@ class Boxes(NamedTuple):
 
     def to(self, device)->"Boxes":
         "The same boxes on another device, in one copy"
-        return Boxes(*torch.stack(self).to(device))
+        return Boxes(*torch.stack(self).to(device, non_blocking=True))
 
 # %% ../../nbs/data/03_pseudo.ipynb #ffa0cfb6
 def _place(u, free):
@@ -118,7 +118,7 @@ def turn_hue(images:torch.Tensor,  # (B, 3, H, W) float in [0, 1]
     k = (n+sector+6*turn).remainder_(6)
     return top-k.sub_(2).abs_().neg_().add_(2).clamp_(0, 1).mul_(chroma)
 
-# %% ../../nbs/data/03_pseudo.ipynb #5a0eb31b
+# %% ../../nbs/data/03_pseudo.ipynb #4d9cb274
 def color_jitter(images:torch.Tensor,          # (B, 3, H, W) float in [0, 1]
                  brightness:torch.Tensor,      # (B,) factors, 1 for no change
                  contrast:torch.Tensor,        # (B,) factors, 1 for no change
@@ -127,7 +127,7 @@ def color_jitter(images:torch.Tensor,          # (B, 3, H, W) float in [0, 1]
                  mask:torch.Tensor|None=None,  # (B, 1, H, W) bool, what the contrast's mean grey is of; None: all
                 )->torch.Tensor:               # (B, 3, H, W) float32 in [0, 1]
     "C of eq. 4: brightness, contrast, saturation and hue, in this order"
-    factor = torch.stack([brightness, contrast, saturation, hue]).to(images.device, torch.float32)
+    factor = torch.stack([brightness, contrast, saturation, hue]).to(images.device, torch.float32, non_blocking=True)
     brightness, contrast, saturation, hue = factor[...,None,None,None]
     x = (images.float()*brightness).clamp_(0, 1)
     x = torch.lerp(mean_grey(x, mask), x, contrast).clamp_(0, 1)
@@ -143,7 +143,7 @@ def jitter_factors(n:int,                      # number of samples
     u = torch.rand(4, n, generator=generator)*2-1
     return u*strength + torch.tensor([[1.], [1.], [1.], [0.]])
 
-# %% ../../nbs/data/03_pseudo.ipynb #dda28809
+# %% ../../nbs/data/03_pseudo.ipynb #ca53e9e6
 def _check_images(images:torch.Tensor, kind:str):
     "Refuse what is not a batch of float colour images"
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
@@ -154,7 +154,7 @@ def _cutmix(images, donors, generator):
     "Eq. 4 with the patches taken from `donors`, one per image"
     n, _, h, w = images.shape
     boxes = cutmix_boxes(n, h, w, generator).to(images.device)
-    factors = jitter_factors(n, generator).to(images.device)
+    factors = jitter_factors(n, generator).to(images.device, non_blocking=True)
     jittered = color_jitter(donors, *factors, mask=source_mask(boxes, h, w))
     return paste(images, jittered, boxes)
 
@@ -165,7 +165,7 @@ def cutmix(images:torch.Tensor,        # (B, 3, H, W) float in [0, 1], normal im
     _check_images(images, "cutmix")
     return _cutmix(images, images, generator)
 
-# %% ../../nbs/data/03_pseudo.ipynb #87e4f076
+# %% ../../nbs/data/03_pseudo.ipynb #174d9930
 def _others(n:int, generator:torch.Generator)->torch.Tensor:
     "For each sample of a batch the number of another one, (n,) int64; its own where there is no other"
     return (torch.arange(n) + 1 + torch.randint(max(n-1, 1), (n,), generator=generator)) % max(n, 1)
@@ -175,9 +175,9 @@ def cutmix_other(images:torch.Tensor,        # (B, 3, H, W) float in [0, 1], nor
                 )->torch.Tensor:             # (B, 3, H, W), same type and device
     "CutMix with the rectangle taken from another image of the batch"
     _check_images(images, "cutmix_other")
-    return _cutmix(images, images[_others(len(images), generator).to(images.device)], generator)
+    return _cutmix(images, images[_others(len(images), generator).to(images.device, non_blocking=True)], generator)
 
-# %% ../../nbs/data/03_pseudo.ipynb #daa426d2
+# %% ../../nbs/data/03_pseudo.ipynb #89be8bb1
 SCAR_WIDTH, SCAR_LENGTH, SCAR_TURN = (2/256, 16/256), (10/256, 25/256), 45  # of the image's side; largest angle, degrees
 
 class Scars(NamedTuple):
@@ -194,7 +194,7 @@ class Scars(NamedTuple):
 
     def to(self, device)->"Scars":
         "The same scars on another device, in one copy"
-        return Scars(*torch.stack(self).to(device))
+        return Scars(*torch.stack(self).to(device, non_blocking=True))
 
 # %% ../../nbs/data/03_pseudo.ipynb #717d5b8a
 def scar_boxes(n:int,                     # number of samples
@@ -265,7 +265,7 @@ def cutpaste_scar(images:torch.Tensor,        # (B, 3, H, W) float in [0, 1], no
     strips, mask = cut_strips(images, scars)
     return paste_strips(images, color_jitter(strips, *factors, mask=mask), scars)
 
-# %% ../../nbs/data/03_pseudo.ipynb #b9afc908
+# %% ../../nbs/data/03_pseudo.ipynb #ffd9be71
 def cutpaste_mix(images:torch.Tensor,        # (B, 3, H, W) float in [0, 1], normal images, before normalisation
                  generator:torch.Generator,  # on the CPU
                 )->torch.Tensor:             # (B, 3, H, W), same type and device
@@ -273,7 +273,7 @@ def cutpaste_mix(images:torch.Tensor,        # (B, 3, H, W) float in [0, 1], nor
     _check_images(images, "cutpaste_mix")
     scar, made = torch.rand(len(images), generator=generator) < .5, torch.empty_like(images)
     for kind, rows in ((cutmix, ~scar), (cutpaste_scar, scar)):
-        rows = rows.nonzero().flatten().to(images.device)
+        rows = rows.nonzero().flatten().to(images.device, non_blocking=True)
         made[rows] = kind(images[rows], generator)
     return made
 
@@ -302,7 +302,7 @@ def perlin_noise(directions:torch.Tensor,  # (B, k, k) of the gradients, radians
     top, bottom = (torch.lerp(product(i, 0), product(i, 1), fade_u) for i in (0, 1))
     return math.sqrt(2)*torch.lerp(top, bottom, fade_v)
 
-# %% ../../nbs/data/03_pseudo.ipynb #f81b3b89
+# %% ../../nbs/data/03_pseudo.ipynb #5be9a4fe
 def perlin_mask(n:int,                     # number of samples
                 h:int,                     # image height, px
                 w:int,                     # image width, px
@@ -313,11 +313,11 @@ def perlin_mask(n:int,                     # number of samples
     directions = 2*math.pi*torch.rand(n, _LATTICE, _LATTICE, generator=generator)
     cells = 2.**torch.randint(CELLS, (n, 2), generator=generator)
     turn = math.pi*(torch.rand(n, generator=generator)-.5)
-    noise = perlin_noise(directions.to(device), cells.to(device), turn.to(device), h, w)
+    noise = perlin_noise(*(o.to(device, non_blocking=True) for o in (directions, cells, turn)), h, w)
     low, high = noise.amin((1, 2), keepdim=True), noise.amax((1, 2), keepdim=True)
     return (noise >= (high - .1*(high-low)).clamp(max=CUT))[:,None]
 
-# %% ../../nbs/data/03_pseudo.ipynb #9af69ec8
+# %% ../../nbs/data/03_pseudo.ipynb #75c5e0f3
 STRONG = 0.5  # jitter of the texture; hue within half a turn is any hue
 
 def foreign_texture(images:torch.Tensor,        # (B, 3, H, W) float in [0, 1]
@@ -325,15 +325,15 @@ def foreign_texture(images:torch.Tensor,        # (B, 3, H, W) float in [0, 1]
                    )->torch.Tensor:             # (B, 3, H, W) float32 in [0, 1]
     "For each sample another image of the batch, turned, zoomed and jittered"
     n, device = len(images), images.device
-    source, (u, v) = images[_others(n, generator).to(device)], torch.rand(2, n, generator=generator)
+    source, (u, v) = images[_others(n, generator).to(device, non_blocking=True)], torch.rand(2, n, generator=generator)
     angle, zoom = 2*math.pi*u, 2**(2*v-1)
     sin, cos = zoom*angle.sin(), zoom*angle.cos()
     matrix = torch.stack([cos, -sin, torch.zeros(n), sin, cos, torch.zeros(n)], 1).view(n, 2, 3)
-    grid = F.affine_grid(matrix.to(device), list(source.shape), align_corners=False)
+    grid = F.affine_grid(matrix.to(device, non_blocking=True), list(source.shape), align_corners=False)
     moved = F.grid_sample(source.float(), grid, padding_mode="reflection", align_corners=False)
     return color_jitter(moved.clamp_(0, 1), *jitter_factors(n, generator, STRONG))
 
-# %% ../../nbs/data/03_pseudo.ipynb #227d579a
+# %% ../../nbs/data/03_pseudo.ipynb #927b1bb1
 def perlin_paste(images:torch.Tensor,        # (B, 3, H, W) float in [0, 1], normal images, before normalisation
                  generator:torch.Generator,  # on the CPU
                 )->torch.Tensor:             # (B, 3, H, W), same type and device
@@ -342,7 +342,7 @@ def perlin_paste(images:torch.Tensor,        # (B, 3, H, W) float in [0, 1], nor
     n, _, h, w = images.shape
     if not n: return images.clone()
     mask = perlin_mask(n, h, w, generator, images.device)
-    kept = (BLEND*torch.rand(n, 1, 1, 1, generator=generator)).to(images.device)
+    kept = (BLEND*torch.rand(n, 1, 1, 1, generator=generator)).to(images.device, non_blocking=True)
     texture = foreign_texture(images, generator)
     return torch.where(mask, torch.lerp(texture, images.float(), kept).to(images.dtype), images)
 

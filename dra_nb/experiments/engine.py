@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Place', 'check', 'execute', 'attempt', 'conduct', 'run_missing']
 
-# %% ../../nbs/experiments/03_engine.ipynb #36b5781e
+# %% ../../nbs/experiments/03_engine.ipynb #e19ce04a
 import os, signal, threading, time
 from collections import Counter, deque
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 import numpy as np
 import pandas as pd
 
-from ..core import DraError
+from ..core import DraError, choose
 from ..data.catalog import fingerprint, load_catalog, relative_paths
 from ..data.images import open_store
 from ..data.protocols import cross_domain, make_split
@@ -28,18 +28,25 @@ from ..methods.method import create_method, outlier_source, save_method
 from ..models.backbone import create_backbone, weights_id
 from ..training.checkpoint import remove_checkpoint
 from ..training.features import feature_table
-from ..training.loop import check_training, fine_tune, fit, pick_device, pick_precision, score_rows, tuning_schedule
+from ..training.loop import MODES, check_training, fine_tune, fit, pick_device, pick_precision, reproducible, score_rows, tuning_schedule
 from ..training.metrics import evaluate
 
-# %% ../../nbs/experiments/03_engine.ipynb #42a31253
+# %% ../../nbs/experiments/03_engine.ipynb #e1523d20
 @dataclass(frozen=True)
 class Place:
-    "Where runs happen: folders and device, nothing that changes a result"
+    "Where and how runs are computed: nothing that a record's name depends on; its provenance says what might change its last digits"
     data:str = None         # folder that holds one folder per dataset
     weights:str = None      # "imagenet", a weights file, or None: random
     device:str = "auto"     # see training.loop.pick_device
     precision:str = "auto"  # see training.loop.pick_precision
     checkpoint_every:int = 0  # epochs between two checkpoints of a training; 0: none
+    compile:str = ""          # mode of torch.compile, see training.loop.compiled; "": none
+    deterministic:bool = False  # see training.loop.reproducible
+    split_on_oom:bool = False # cut batches into portions where memory runs out; the record says into how many
+
+    def training(self)->dict:
+        "Arguments of `fit`"
+        return dict(device=self.device, precision=self.precision, every=self.checkpoint_every, compile=self.compile, deterministic=self.deterministic, split_on_oom=self.split_on_oom)
 
 @lru_cache(maxsize=4)
 def _catalog(dataset, data, loose=False): return load_catalog(dataset, data, loose)
@@ -58,11 +65,13 @@ def _outliers(spec, method, place):
     name = outlier_source(method)
     if name: return Outliers(_store(name, place.data, spec.image_size, loose=True), outlier_rows(_catalog(name, place.data, loose=True), spec.dataset, spec.category))
 
-# %% ../../nbs/experiments/03_engine.ipynb #26d43858
+# %% ../../nbs/experiments/03_engine.ipynb #35cb4e62
 def check(specs,          # list of RunSpec
           place:Place):   # where they shall run
     "Raise if any of the runs could not start; the image stores are built on the way"
     pick_precision(place.precision, pick_device(place.device))
+    if place.compile: choose("mode of torch.compile", place.compile, MODES)
+    with reproducible(pick_device(place.device), place.deterministic): pass  # can it be?
     for backbone, name in sorted({(s.backbone, s.weights) for s in specs}):
         have = weights_id(place.weights, backbone)
         if have != name: raise DraError(f"the runs start from weights {name!r}, but {have!r} were given; pass the file that belongs to them")
@@ -76,13 +85,13 @@ def check(specs,          # list of RunSpec
         _outliers(s, methods[kind], place)
     for dataset, size in sorted({(s.dataset, s.image_size) for s in specs}): _store(dataset, place.data, size)
 
-# %% ../../nbs/experiments/03_engine.ipynb #0ea03e8f
+# %% ../../nbs/experiments/03_engine.ipynb #1f0bab91
 def _train(method, spec, place, runs, store, splits, progress):
     "Train on the first split, tune on the others; History of the first"
-    every = place.checkpoint_every
-    how = dict(device=place.device, precision=place.precision, seed=spec.seed, outliers=_outliers(spec, method, place), progress=progress, every=every)
-    history = fit(method, store, splits[0], spec.schedule, checkpoint=runs.path(spec.key, "ckpt") if every else None, **how)
-    for split in splits[1:]: fine_tune(method, store, split, spec.schedule, checkpoint=runs.path(spec.key, "tune.ckpt") if every else None, **how)
+    how = dict(place.training(), seed=spec.seed, outliers=_outliers(spec, method, place), progress=progress)
+    def file(kind): return runs.path(spec.key, kind) if place.checkpoint_every else None
+    history = fit(method, store, splits[0], spec.schedule, checkpoint=file("ckpt"), **how)
+    for split in splits[1:]: fine_tune(method, store, split, spec.schedule, checkpoint=file("tune.ckpt"), **how)
     return history
 
 def _table(catalog, split, scores):
@@ -109,6 +118,7 @@ def execute(spec:RunSpec,   # what to run
     timing = dict(seconds=time.perf_counter() - start, training=history.seconds, batches=history.seconds_batches, images=history.images)
     sources = {name: fingerprint(_catalog(name, place.data, loose=True), times=False) for name in filter(None, [outlier_source(method)])}
     origin = provenance(history.device, history.precision) | dict(dataset=fingerprint(catalog, times=False), weights=spec.weights, outliers=sources)
+    origin |= {k: v for k, v in dict(compile=place.compile, deterministic=place.deterministic, portions=history.portions).items() if v not in ("", False, 1)}
     if features: runs.write_features(spec, feature_table(method, store, catalog, split, place.device, place.precision))
     if save: save_method(method, save)
     runs.write(spec, metrics, timing, origin | dict(losses=history.losses), table)

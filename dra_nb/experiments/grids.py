@@ -74,7 +74,7 @@ def system(name:str,         # a key of SYSTEMS, a registered method, or dra_fro
     if medical and method in ("dra", "multiclass") and settings.get("heads") != ["seen"]: settings = {"pseudo_source": medical} | settings
     return method, {k: v for k, v in settings.items() if (k, v) != ("pseudo_source", "cutmix")}  # DRA's default
 
-# %% ../../nbs/experiments/02_grids.ipynb #bc2063dc
+# %% ../../nbs/experiments/02_grids.ipynb #b9266b7e
 @dataclass(frozen=True)
 class Artefact:
     "A table or figure of the paper, or one like it"
@@ -115,6 +115,7 @@ ARTEFACTS = {a.name: a for a in (
              ("c3",), ("cross_domain",)),
     Artefact("methods", "all_methods", "All methods: AUROC with ten given anomalies, or none, under the general and the hard setting", ("table1", "table2"), _BOTH,
              ("kdad", "patchcore", "devnet", "flos", "saoe", "mlep", "deep_sad", "minns", "dra", "ahl_devnet", "ahl"), beside=("c1", "ahl")),
+    Artefact("speed", "speed", "Speed: where the time of a training step goes, images per second and memory on this machine, and what the benchmarks measured", (), ()),
     Artefact("claims", "claims", "What the paper says about its tables and figures, checked on the printed numbers and on ours", (), (),
              parts=("table1", "table2", "table3", "table4", "fig1", "fig3_left", "fig3_right", "c1", "c2", "c3")))}
 PANELS = {"mvtec": (("leather", "color"), ("tile", "crack")), "elpv": (("", "mono"), ("", "poly"))}  # rows of Fig. 1; of other data the first two
@@ -141,13 +142,13 @@ def rows(artefact:Artefact,  # which table
     hard = [(c, k) for c, classes in pairs.items() if len(classes) > 1 for k in sorted(classes)] if "hard" in artefact.settings else []
     return general + hard
 
-# %% ../../nbs/experiments/02_grids.ipynb #20b28aca
+# %% ../../nbs/experiments/02_grids.ipynb #1b80cb13
 def comparable(spec:RunSpec)->bool:
     "Is a run made as the published ones were: image size, ImageNet weights, full schedule, pseudo anomalies from LAG on medical images?"
     full = not spec.schedule.epochs or spec.schedule.epochs*spec.schedule.steps*spec.schedule.batch >= 600*48 or spec.method == "kdad"
     network = {"kdad": "vgg16-397923af"}.get(spec.method, "resnet18-f37072fd")  # names of torchvision's files
     source = spec.settings.get("pseudo_source", "cutmix") if spec.method == "dra" and spec.dataset in MEDICAL and spec.settings.get("heads") != ["seen"] else "lag"
-    return spec.image_size == 448 and full and spec.weights.startswith(network) and source == "lag"
+    return spec.image_size == 448 and full and spec.schedule.accumulate == 1 and spec.weights.startswith(network) and source == "lag"
 
 # %% ../../nbs/experiments/02_grids.ipynb #59533130
 @dataclass

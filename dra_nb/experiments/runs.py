@@ -19,7 +19,7 @@ from ..core import _HOST, DraError, atomic, choose
 from .claiming import holder, release, take
 from ..methods.schedule import Schedule
 
-# %% ../../nbs/experiments/01_runs.ipynb #441ee1a7
+# %% ../../nbs/experiments/01_runs.ipynb #d594bf38
 @dataclass(frozen=True)
 class RunSpec:
     "What to run: the complete description of one training and evaluation"
@@ -40,7 +40,8 @@ class RunSpec:
     @property
     def key(self)->str:
         "16 hexadecimal digits, a function of the content alone; a field younger than schema 1 counts where it is set"
-        content = {k: v for k, v in vars(self).items() if k != "source" or v} | dict(schedule=vars(self.schedule))
+        content = {k: v for k, v in vars(self).items() if k != "source" or v}
+        content["schedule"] = {k: v for k, v in vars(self.schedule).items() if k != "accumulate" or v > 1}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def __str__(self):

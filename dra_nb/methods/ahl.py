@@ -6,7 +6,7 @@
 __all__ = ['MEMBERS', 'WATCHED', 'MARGIN', 'PROGRESS', 'BASES', 'cluster_normals', 'Side', 'Task', 'halve', 'make_tasks', 'Pool',
            'plan_pool', 'fill_pool', 'Heads', 'adapt', 'shifted', 'ScoreSequence', 'error_costs', 'importance',
            'rescaled', 'heads_loss', 'Refinement', 'Rounds', 'simulate', 'base_model', 'predict', 'observe',
-           'sequence_loss', 'play_round', 'AHL', 'ahl']
+           'sequence_loss', 'play_round', 'Refinable', 'AHL', 'ahl']
 
 # %% ../../nbs/methods/10_ahl.ipynb #c2d36d61
 import copy
@@ -361,25 +361,43 @@ def play_round(net:Method)->dict:  # named losses
         query.append(r.weights[i]*heads_loss(functional_call(net.unified, theta, (levels,)), labels, net.base.loss))
     return {"query": sum(query)*len(r.sides)/len(query), "sequence": sequence_loss(net)}
 
-# %% ../../nbs/methods/10_ahl.ipynb #7dbdab23
-class AHL(Method):
-    "Heads of a trained base model, refined on simulated open sets"
+# %% ../../nbs/methods/10_ahl.ipynb #de49e35e
+class Refinable(Method):
+    "A base model with a second set of heads, which scores in the place of its own once it is `refined`"
     def __init__(self,
-                 base:Method,                     # DRA or one of its variants
-                 plan:Refinement=Refinement()):   # settings of the second stage
+                 base:Method):  # DRA or one of its variants
         super().__init__()
-        self.base, self.plan = base, plan
-        self.unified, self.sequence = Heads(copy.deepcopy(base.heads)), ScoreSequence(plan.tasks)
+        self.base, self.unified = base, Heads(copy.deepcopy(base.heads))
         self.n_reference, self.fresh_references, self.min_size = base.n_reference, base.fresh_references, base.min_size
         self.pseudo, self.pseudo_source = base.pseudo, base.pseudo_source
-        self.rounds, self.trace = None, []  # trace: the weights w_i of each epoch of the second stage
         self.register_buffer("refined", torch.tensor(False))
-        self._freeze(False)
 
     @property
     def backbone(self): return self.base.backbone
     @property
     def heads(self): return self.unified.heads if self.refined else self.base.heads
+
+    def train(self, mode=True):
+        "The second heads keep the base model's batch statistics; once they score, so does the base"
+        super().train(mode)
+        self.unified.eval()
+        if self.refined: self.base.eval()
+        return self
+
+    def head_scores(self, images)->dict: return self.base.head_scores(images, self.heads)
+    def score_map(self, images)->torch.Tensor: return self.base.score_map(images, self.heads)
+    def set_references(self, images): self.base.set_references(images)
+
+# %% ../../nbs/methods/10_ahl.ipynb #fd5241d7
+class AHL(Refinable):
+    "Heads of a trained base model, refined on simulated open sets"
+    def __init__(self,
+                 base:Method,                     # DRA or one of its variants
+                 plan:Refinement=Refinement()):   # settings of the second stage
+        super().__init__(base)
+        self.plan, self.sequence = plan, ScoreSequence(plan.tasks)
+        self.rounds, self.trace = None, []  # trace: the weights w_i of each epoch of the second stage
+        self._freeze(False)
 
     def stages(self, schedule)->list: return [("base", schedule), ("heterogeneity", self.plan.schedule(schedule))]
 
@@ -395,13 +413,6 @@ class AHL(Method):
         learns = ((self.base, not refined), (self.unified, refined), (self.sequence, refined and self.plan.weighting == "sequence"))
         for part, yes in learns: part.requires_grad_(yes).zero_grad()
         self.train(self.training)
-
-    def train(self, mode=True):
-        "The heads of the second stage keep the base model's batch statistics; once it began, so does the base"
-        super().train(mode)
-        self.unified.eval()
-        if self.refined: self.base.eval()
-        return self
 
     def begin(self, stage, data):
         "Second stage: freeze the base model, copy its heads, fill the pool"
@@ -423,9 +434,6 @@ class AHL(Method):
 
     def training_step(self, batch)->dict: return play_round(self) if batch is None else self.base.training_step(batch)
     def finish(self, data): self.rounds = None
-    def head_scores(self, images)->dict: return self.base.head_scores(images, self.heads)
-    def score_map(self, images)->torch.Tensor: return self.base.score_map(images, self.heads)
-    def set_references(self, images): self.base.set_references(images)
 
 # %% ../../nbs/methods/10_ahl.ipynb #342a1f2d
 BASES = {"dra": PRESETS["released"][0], "devnet": DEVNET_SCHEDULE}

@@ -9,13 +9,15 @@ __all__ = ['DEVNET_SCHEDULE', 'devnet']
 from .dra import DRA
 from .method import Schedule, register
 
-# %% ../../nbs/methods/02_devnet.ipynb #1c80b5f8
+# %% ../../nbs/methods/02_devnet.ipynb #ad72b602
 DEVNET_SCHEDULE = Schedule(epochs=50, steps=20, batch=48, anomalies=24, lr=2e-4, weight_decay=1e-5, decay_every=10, clip=1.0)
 
 @register("devnet", "DevNet", "Pang, Ding, Shen, van den Hengel. arXiv 2108.00462, 2021", schedule=lambda **kw: DEVNET_SCHEDULE)
 def devnet(backbone,
            fraction:float=0.1,  # K of top-K MIL as a share of the patches
            scales:int=2,        # levels of the image pyramid
+           frozen:bool=False,   # train the head alone, on stored features: see methods.frozen
+           views:int=1024,      # how many normals are stored for it
           )->DRA:
     "DRA's seen head alone, with the deviation loss"
-    return DRA(backbone, heads=("seen",), loss="deviation", fraction=fraction, scales=scales)
+    return DRA(backbone, heads=("seen",), loss="deviation", fraction=fraction, scales=scales, frozen=views if frozen else None)

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['HEADS', 'PRESETS', 'head_targets', 'pyramid', 'build_heads', 'level_scores', 'DRA', 'dra']
 
-# %% ../../nbs/methods/01_dra.ipynb #496ef78b
+# %% ../../nbs/methods/01_dra.ipynb #406463fb
 import torch
 from torch.nn import functional as F
 
 from ..core import DraError, choose
-from .method import Batch, Method, Schedule, register
+from .frozen import FrozenBackbone
+from .method import Batch, Schedule, register
 from ..models.heads import HolisticHead, PlainHead, ResidualHead
 from ..models.losses import LOSSES, masked_mean
 
@@ -53,8 +54,8 @@ def level_scores(heads:torch.nn.ModuleDict,  # of `build_heads`
     per_scale = [{h: g(M, M_r) if h == "residual" else g(M) for h, g in heads.items()} for M, M_r in levels]
     return {h: torch.stack([s[h] for s in per_scale]).mean(0) for h in heads}
 
-# %% ../../nbs/methods/01_dra.ipynb #00350058
-class DRA(Method):
+# %% ../../nbs/methods/01_dra.ipynb #9151789e
+class DRA(FrozenBackbone):
     "Multi-head network of disentangled abnormalities (eq. 1); fewer heads give the variants of Table 3, one head gives DevNet"
     def __init__(self,
                  backbone,                     # f, see models.backbone
@@ -66,7 +67,8 @@ class DRA(Method):
                  fresh_references:bool=False,  # True: a new random reference set at every training step
                  signed:bool=False,            # True: no absolute value in the heads; cross entropy always acts on signed scores
                  pseudo:float=0.5,             # share of normal slots that become pseudo anomalies
-                 pseudo_source:str="cutmix"):  # how they are made, or the external dataset they come from
+                 pseudo_source:str="cutmix",   # how they are made, or the external dataset they come from
+                 frozen:int=None):             # normals whose features a frozen backbone keeps, see methods.frozen; None: it learns
         super().__init__()
         if scales < 1: raise DraError(f"scales must be at least 1, not {scales}")
         self.loss, self.scales = LOSSES[choose("loss", loss, LOSSES)], scales
@@ -76,6 +78,11 @@ class DRA(Method):
         if self.pseudo: self.pseudo_source = pseudo_source
         self.backbone, self.min_size = backbone, backbone.reduction*2**(scales - 1)
         self.heads = build_heads(heads, backbone.channels, fraction, signed or loss == "ce")
+        if frozen is not None: self.freeze(frozen)
+
+    def scale_maps(self, images)->list:  # of each scale: (B, c', h, w)
+        "Feature maps of images (B, 3, H, W) at every scale"
+        return [self.backbone(level) for level in pyramid(images, self.scales)]
 
     def _levels(self, images, references=None):
         "Yield (features, reference map) per scale; references (R, 3, H, W) or the encoded ones"
@@ -83,13 +90,13 @@ class DRA(Method):
         if references is None and self.n_reference and not hasattr(self, "reference_0"):
             raise DraError("the residual head has no references yet: call set_references(normal images) before scoring")
         both = images if references is None else torch.cat([images, references])
-        for k, level in enumerate(pyramid(both, self.scales)):
-            maps = self.backbone(level)
+        for k, maps in enumerate(self.scale_maps(both)):
             yield maps[:n], (getattr(self, f"reference_{k}", None) if references is None else maps[n:].mean(0))
 
-    def training_step(self, batch:Batch)->dict:
+    def training_step(self, batch:Batch)->dict:  # None: frozen, see methods.frozen
         "One named loss per head, each on its own part of the batch (eq. 1)"
-        scores, concern = level_scores(self.heads, self._levels(batch.images, batch.references)), head_targets(batch.labels)
+        levels, labels = (self._levels(batch.images, batch.references), batch.labels) if batch else self.draw_levels()
+        scores, concern = level_scores(self.heads, levels), head_targets(labels)
         return {h: masked_mean(self.loss(s, concern[h][0]), concern[h][1]) for h, s in scores.items()}
 
     def head_scores(self, images, heads=None)->dict:  # heads: others than its own
@@ -109,9 +116,9 @@ class DRA(Method):
     def set_references(self, images):
         "Encode the reference images (R, 3, H, W) once: buffer reference_k holds M_r (c', h, w) of scale k (eq. 6)"
         if not self.n_reference: return
-        for k, level in enumerate(pyramid(images, self.scales)): self.register_buffer(f"reference_{k}", self.backbone(level).mean(0).float())
+        for k, maps in enumerate(self.scale_maps(images)): self.register_buffer(f"reference_{k}", maps.mean(0).float())
 
-# %% ../../nbs/methods/01_dra.ipynb #c93000d0
+# %% ../../nbs/methods/01_dra.ipynb #beb28092
 PRESETS = {"paper":    (Schedule(lr=1e-3, weight_decay=1e-2, decay_every=0, clip=0), "fixed"),
            "released": (Schedule(lr=2e-4, weight_decay=1e-5, decay_every=10, decay_offset=1, clip=1.0), "fresh")}
 
@@ -125,8 +132,10 @@ def dra(backbone,
         references:str="",             # in training: "fixed" (the text) or "fresh" (the released code); "": as the preset says
         pseudo_source:str="cutmix",    # Table 4: a key of data.pseudo.PSEUDO, or an external dataset such as mvtec or lag
         fraction:float=0.1, scales:int=2, signed:bool=False, pseudo:float=0.5,
+        frozen:bool=False,             # train the heads alone, on stored features: see methods.frozen
+        views:int=1024,                # how many normals are stored for it
        )->DRA:
     "DRA and its ablations"
     references = references or PRESETS[choose("preset", preset, PRESETS)][1]
     fresh = choose("way to draw references", references, ("fixed", "fresh")) == "fresh"
-    return DRA(backbone, heads, loss, fraction, scales, n_reference, fresh, signed, pseudo, pseudo_source)
+    return DRA(backbone, heads, loss, fraction, scales, n_reference, fresh, signed, pseudo, pseudo_source, views if frozen else None)

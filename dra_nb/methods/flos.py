@@ -10,12 +10,14 @@ from .devnet import DEVNET_SCHEDULE
 from .dra import DRA
 from .method import register
 
-# %% ../../nbs/methods/03_flos.ipynb #5d804549
+# %% ../../nbs/methods/03_flos.ipynb #5ca5d254
 @register("flos", "FLOS", "Lin et al. ICCV 2017 (focal loss), as in DRA, appendix B.2", schedule=lambda **kw: DEVNET_SCHEDULE)
 def flos(backbone,
          fraction:float=0.1,   # K of top-K MIL as a share of the patches
          scales:int=2,         # levels of the image pyramid
          signed:bool=False,    # True: no absolute value before pooling
+         frozen:bool=False,    # train the head alone, on stored features: see methods.frozen
+         views:int=1024,       # how many normals are stored for it
         )->DRA:
     "DRA's seen head alone, with the focal loss"
-    return DRA(backbone, heads=("seen",), loss="focal", fraction=fraction, scales=scales, signed=signed)
+    return DRA(backbone, heads=("seen",), loss="focal", fraction=fraction, scales=scales, signed=signed, frozen=views if frozen else None)

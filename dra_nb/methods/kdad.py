@@ -92,7 +92,7 @@ def discrepancies(pairs,       # yields (cloner's map, teacher's map) of each st
     parts = [{"direction": direction(s, t)} | ({"value": lam*value(s, t)} if lam else {}) for s, t in pairs]
     return {k: sum(p[k] for p in parts) for k in parts[0]}
 
-# %% ../../nbs/methods/06_kdad.ipynb #fcff069f
+# %% ../../nbs/methods/06_kdad.ipynb #dc3736c1
 class KDAD(Method):
     "Teacher and cloner; the anomaly score is their discrepancy"
     needs_anomalies = False
@@ -122,7 +122,7 @@ class KDAD(Method):
     def _pairs(self, images, stages):
         "Yield (cloner's map, teacher's map), float32, per stage; images (B, 3, H, W) normalised"
         if not self.mean_std: images = denormalize(images)
-        with torch.no_grad(): known = self.backbone.stages(images)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and images.requires_grad): known = self.backbone.stages(images)
         own = self.cloner(images)
         for r in stages: yield cropped(own[r], known[self.compared[r]]), known[self.compared[r]].float()
 

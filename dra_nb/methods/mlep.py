@@ -33,11 +33,14 @@ def margin_loss(distances:torch.Tensor,  # (B, B), from `pair_distances`
     losses = (margin + distances[:, :, None] - distances[:, None, :]).clamp(min=0)  # (anchor, positive, negative)
     return masked_mean(losses, pair[:, :, None] & anomaly)
 
-# %% ../../nbs/methods/05_mlep.ipynb #4fe2d752
+# %% ../../nbs/methods/05_mlep.ipynb #00eec02c
 def build_decoder(channels:int,   # c', depth of the feature map
                   reduction:int,  # pixels per patch side, a power of 2
                  )->nn.Sequential: # (B, c', h, w) -> (B, 3, h*reduction, w*reduction) in [-1, 1]
     "Transposed convolutions from features to an image"
+    if reduction < 1 or reduction & (reduction - 1):
+        raise DraError(f"the decoder of mlep doubles the feature map until it is an image, so a patch must have a power of 2 pixels a side, not {reduction}; "
+                       "pass another backbone, such as resnet18, or a vision transformer with patches of 16 px")
     layers, width = [], channels
     for _ in range(reduction.bit_length() - 1):
         out = max(width//2, 16)

@@ -14,17 +14,18 @@ from ..core import DraError
 from .method import Method, Schedule, register
 from ..models.backbone import Backbone
 
-# %% ../../nbs/methods/09_patchcore.ipynb #fd4b43c1
+# %% ../../nbs/methods/09_patchcore.ipynb #9c61d931
 MIDDLE = (8, 16)  # pixels per patch of the stages that are taken where a backbone has them
 
 def levels_of(backbone:Backbone,  # with stages
-              levels:tuple=(),    # pixels per patch of the stages asked for; (): those of MIDDLE that the backbone has
+              levels:tuple=(),    # pixels per patch of the stages asked for; (): those of MIDDLE that the backbone has, or its only size
              )->tuple:            # pixels per patch, ascending
     "The stages to look at, checked"
     have = sorted(set(backbone.stage_reductions))
-    taken = tuple(r for r in have if r in (levels or MIDDLE))
-    if not taken or set(levels) - set(taken):
-        raise DraError(f"levels are pixels per patch of the backbone's stages, some of {have}, not {tuple(levels or MIDDLE)}")
+    taken = tuple(r for r in have if r in (levels or MIDDLE)) or tuple(have)*(len(have) == 1 and not levels)
+    if set(levels) - set(taken): raise DraError(f"levels are pixels per patch of the backbone's stages, some of {have}, not {tuple(levels)}")
+    if not taken: raise DraError(f"the backbone has no stage with {' or '.join(map(str, MIDDLE))} pixels per patch, which patchcore looks at by default; "
+                                 f"pass the setting levels, some of {have}, such as levels=({have[len(have)//2]},)")
     return taken
 
 def cut_after(backbone:Backbone,  # with stages
@@ -193,11 +194,11 @@ class PatchCore(Method):
         "Distance of every patch, (B, h, w) at the resolution of the finest level"
         return self._search(images)[1].mean(3)
 
-# %% ../../nbs/methods/09_patchcore.ipynb #e1e894b4
+# %% ../../nbs/methods/09_patchcore.ipynb #e9cfae37
 @register("patchcore", "PatchCore", "Roth, Pemula, Zepeda, Schölkopf, Brox, Gehler. CVPR 2022", supervision="normals only",
           needs="a pre-trained backbone", schedule=lambda **kw: Schedule(epochs=0, anomalies=0))
 def patchcore(backbone,
-              levels:tuple=(),       # pixels per patch of the stages; (): 8 and 16, as far as the backbone has them
+              levels:tuple=(),       # pixels per patch of the stages; (): 8 and 16, as far as the backbone has them, or its only size
               ratio:float=0.1,       # share of all patches that are kept
               largest:int=2500,      # patches kept at most: time and memory of scoring
               pool:int=100_000,      # patches that they are chosen from, at most: time and memory of training

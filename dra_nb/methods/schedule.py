@@ -8,7 +8,7 @@ __all__ = ['Schedule']
 # %% ../../nbs/methods/00_schedule.ipynb #280f7bb5
 from dataclasses import dataclass, replace
 
-# %% ../../nbs/methods/00_schedule.ipynb #0b18954b
+# %% ../../nbs/methods/00_schedule.ipynb #5049458f
 @dataclass(frozen=True)
 class Schedule:
     "How long and how fast a method learns"
@@ -22,6 +22,7 @@ class Schedule:
     decay:float = 0.1          # factor from level to level
     decay_offset:int = 0       # 1: the scheduler steps at the start of an epoch
     clip:float = 1.0           # maximum gradient norm; 0: none
+    accumulate:int = 1         # portions that a batch is computed in, to save memory; batch statistics are those of a portion
 
     def lr_at(self, epoch:int)->float:
         "Learning rate of an epoch, counted from 0"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['portions', 'centre_of', 'patch_centres', 'patch_shift', 'smooth', 'enlarge', 'to_pixels', 'map_heads', 'map_kinds',
-           'gradient_map', 'raw_map', 'heatmaps', 'above_normals', 'common_scale', 'picture', 'outline', 'overlay',
-           'contributions', 'loudest', 'default_kinds', 'explain']
+           'gradient_map', 'raw_map', 'heatmaps', 'shift_at', 'above_normals', 'common_scale', 'picture', 'outline',
+           'overlay', 'contributions', 'loudest', 'default_kinds', 'explain']
 
 # %% ../../nbs/training/02_heatmaps.ipynb #bc78c762
 import numpy as np, pandas as pd, torch
@@ -153,7 +153,7 @@ def raw_map(method:Method,        # trained, in evaluation mode
     choose("kind of heat map", kind, map_kinds(method))
     with torch.no_grad(): return method.score_map(images) if kind == "score" else _dra(method).score_map(images, {kind: method.heads[kind]})
 
-# %% ../../nbs/training/02_heatmaps.ipynb #d90cd98d
+# %% ../../nbs/training/02_heatmaps.ipynb #4c929d53
 def heatmaps(method:Method,       # trained
              images,              # (N, 3, H, W) bytes or numbers in [0, 1]; or an ImageStore
              kind:str="score",    # one of `map_kinds`, or "gradient:" and the name of a head
@@ -162,16 +162,28 @@ def heatmaps(method:Method,       # trained
              size:tuple=None,     # (H, W) of the maps; None: that of the images
              device:str="auto", precision:str="auto", batch:int=32,  # as for `score_rows`
              shift:float=None,    # see `enlarge`; None: measured
+             shifts:dict=None,    # (H, W) -> what was measured: pass the same one with every portion of a stream
             )->np.ndarray:        # (n, H, W) float32; larger is more anomalous
     "A heat map for each image: where it is anomalous"
     device, autocast = _ready(method, device, precision)
-    maps = []
+    maps, shifts = [], {} if shifts is None else shifts
     for x in portions(images, rows, batch, device):
         of = tuple(x.shape[-2:])
         with autocast: raw = raw_map(method, x, kind)
-        if shift is None: shift = 0.0 if tuple(raw.shape[-2:]) == of or not hasattr(method, "backbone") else patch_shift(method.backbone, of, device)
-        maps.append(to_pixels(raw, size or of, sigma, shift, of).cpu())
+        by = shift_at(method, tuple(raw.shape[-2:]), of, device, shifts) if shift is None else shift
+        maps.append(to_pixels(raw, size or of, sigma, by, of).cpu())
     return torch.cat(maps).numpy()
+
+def shift_at(method:Method,  # in evaluation mode
+             patches:tuple,  # (h, w) of its maps
+             of:tuple,       # (H, W) of the images
+             device,
+             shifts:dict,    # (H, W) -> what was measured before; takes what is measured now
+            )->float:
+    "`patch_shift` of a method's backbone, measured once per image size; 0 where maps have the size of the images"
+    if patches == of or not hasattr(method, "backbone"): return 0.0
+    if of not in shifts: shifts[of] = patch_shift(method.backbone, of, device)
+    return shifts[of]
 
 # %% ../../nbs/training/02_heatmaps.ipynb #50c9d13c
 def above_normals(maps,     # (N, H, W) heat maps
