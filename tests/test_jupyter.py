@@ -349,7 +349,7 @@ def test_the_tutorial_runs_in_jupyterlab(page):
     assert "1 without a score, listed below" in seen["text"] and "tested, unseen" in seen["text"] and "exit status 3" in seen["text"]
 
 TABLE, FIELD = "document.querySelector('.jp-Notebook .jp-OutputArea table').innerText", "document.querySelector('.jp-Notebook .widget-text input').value"
-BOX = "document.querySelector('.jp-Notebook .jupyter-widgets').innerText"
+BOX = "document.querySelector('.jp-Notebook .widget-vbox').innerText"  # the explorer; the progress bar of the textures is a widget, too
 
 def settled(page):
     "The number in the field, once it no longer follows the slider"

@@ -6,8 +6,8 @@
 __all__ = ['NORMAL', 'ANOMALY', 'GREY', 'MOVED', 'TITLES', 'LISTED', 'FLIPS', 'WRONG', 'PLACES', 'spelt', 'below', 'join_root',
            'as_frame', 'data_uri', 'photo', 'drawing', 'fill', 'Spread', 'Axis', 'make_axis', 'strips', 'strips_html',
            'with_pixels', 'class_of', 'with_labels', 'classed', 'Seen', 'counted', 'verdict', 'head_bars',
-           'ImageReport', 'cards', 'report_html', 'report', 'at_threshold', 'flips', 'compared', 'Explorer', 'picked',
-           'rows_of', 'moves_html', 'Controls', 'explorer']
+           'ImageReport', 'cards', 'report_html', 'report', 'at_threshold', 'flips', 'compared', 'Movable', 'Explorer',
+           'picked', 'rows_of', 'moves_html', 'Controls', 'explorer']
 
 # %% ../../nbs/training/10_viewer.ipynb #4425f13d
 import base64, heapq, io, math, os
@@ -417,18 +417,14 @@ def compared(now:dict, then:dict)->list:  # of `at_threshold`
              ("false alarms", *(f"{o['false_alarms']} of {o['false_alarms'] + o['passed']}" for o in (now, then)))]
     return rows
 
-# %% ../../nbs/training/10_viewer.ipynb #f472af1b
-class Explorer:
+# %% ../../nbs/training/10_viewer.ipynb #9feadb6c
+class Movable:
     "A threshold that can be moved, and what it does to labelled images"
     def __init__(self, detector,
-                 names:list, scores:list, classes:list,  # one per image; '' is the class of normals
-                 pictures:list,     # of addresses that hold them
-                 errors=(),         # of images without a score, str
-                 top:int=12,        # images that are shown when they flip
-                 side:int=96):      # of their pictures, pixels
-        self.detector, self.names, self.classes, self.pictures, self.errors, self.top, self.side = detector, names, classes, pictures, list(errors), top, side
+                 names:list, scores:list, classes:list):  # one per image; '' is the class of normals
+        self.detector, self.names, self.classes, self._value = detector, names, classes, detector.threshold_.value
+        self.scores, self.labels = np.asarray(scores, float), np.array([bool(k) for k in classes], int)
         self.axis = make_axis(detector.threshold_, scores)  # of the slider and the histogram
-        self.scores, self.labels, self._value, self._controls, self.said = np.asarray(scores, float), np.array([bool(k) for k in classes], int), detector.threshold_.value, None, ""
 
     @property
     def present(self)->float: return self.detector.threshold_.value  # the detector's threshold
@@ -441,12 +437,12 @@ class Explorer:
     @value.setter
     def value(self, new):
         if not math.isfinite(new): raise DraError(f"the threshold is {new}; it must be a finite number")
-        self._value, self.said = float(new), ""
+        self._value = float(new)
         if not -.001 < self.axis.place(self._value) < 1.001: self.axis = make_axis(self.detector.threshold_, [*self.scores, self._value])  # else it stays: a slider must not slip under the hand
-        self._show()
+        self.show()
 
-    def _show(self):
-        if self._controls is not None: self._controls.show()
+    def show(self, said:str=""):  # a message
+        "Bring what is seen up to date"
 
     @property
     def numbers(self)->dict:
@@ -468,21 +464,35 @@ class Explorer:
     def apply(self):
         "Give the slider's threshold to the detector"
         self.detector.calibrate(threshold=self.value)
-        self.said = f"the detector's threshold is {self.value:.4g} now; detector.save(...) keeps it"
-        self._show()
+        self.show(f"the detector's threshold is {self.value:.4g} now; detector.save(...) keeps it")
         return self.detector
 
-    def _repr_mimebundle_(self, **_)->dict:
-        static = {"text/plain": repr(self), "text/html": moves_html(self)}
-        return static if os.environ.get("IN_TEST") else static | self.controls.box._repr_mimebundle_()  # a stored slider would say "model not found"
-
-    def __repr__(self): return "\n".join("  ".join(f"{c!s:>{w}}" for c, w in zip(r, (19, 14, 15))).rstrip() for r in compared(at_threshold(self.scores, self.labels, self.present), self.numbers))
+# %% ../../nbs/training/10_viewer.ipynb #7854601d
+class Explorer(Movable):
+    "A movable threshold to look at: the last line of a cell shows it"
+    def __init__(self, detector, names:list, scores:list, classes:list,
+                 pictures:list,     # of addresses that hold them
+                 errors=(),         # of images without a score, str
+                 top:int=12,        # images that are shown when they flip
+                 side:int=96):      # of their pictures, pixels
+        super().__init__(detector, names, scores, classes)
+        self.pictures, self.errors, self.top, self.side, self._controls = pictures, list(errors), top, side, None
 
     @property
     def controls(self):
         "The widgets, made when they are first asked for"
         if self._controls is None: self._controls = Controls(self)
         return self._controls
+
+    def show(self, said:str=""):  # a message
+        "Bring what is seen up to date"
+        if self._controls is not None: self._controls.show(said)
+
+    def _repr_mimebundle_(self, **_)->dict:
+        static = {"text/plain": repr(self), "text/html": moves_html(self)}
+        return static if os.environ.get("IN_TEST") else static | self.controls.box._repr_mimebundle_()  # a stored slider would say "model not found"
+
+    def __repr__(self): return "\n".join("  ".join(f"{c!s:>{w}}" for c, w in zip(r, (19, 14, 15))).rstrip() for r in compared(at_threshold(self.scores, self.labels, self.present), self.numbers))
 
 # %% ../../nbs/training/10_viewer.ipynb #92527115
 def picked(flipped:pd.DataFrame,  # of `Explorer.flipped`
@@ -515,7 +525,7 @@ def moves_html(e:Explorer)->str:
                 errors=[spelt(below(o, root or "").replace("\n", " ")) for o in e.errors],
                 moved=f"{_number(len(flipped), 'verdict')} would change: {moved}{rest}" if len(flipped) else "no verdict would change")
 
-# %% ../../nbs/training/10_viewer.ipynb #702730fe
+# %% ../../nbs/training/10_viewer.ipynb #a64e58a1
 PLACES = 1000  # of the slider
 
 def _ipywidgets():
@@ -542,10 +552,10 @@ class Controls:
     def _moved(self, value):
         if not self._busy and math.isfinite(value): self.explorer.value = value
 
-    def show(self):
+    def show(self, said:str=""):  # a message
         "Bring all widgets to the explorer's threshold"
         self._busy, e = True, self.explorer
-        try: self.slider.value, self.field.value, self.view.value, self.said.value = round(e.axis.place(e.value)*PLACES), e.value, moves_html(e), fill("{{ text }}", text=e.said)
+        try: self.slider.value, self.field.value, self.view.value, self.said.value = round(e.axis.place(e.value)*PLACES), e.value, moves_html(e), fill("{{ text }}", text=said)
         finally: self._busy = False
 
 # %% ../../nbs/training/10_viewer.ipynb #d7548b59
