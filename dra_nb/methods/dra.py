@@ -54,7 +54,7 @@ def level_scores(heads:torch.nn.ModuleDict,  # of `build_heads`
     per_scale = [{h: g(M, M_r) if h == "residual" else g(M) for h, g in heads.items()} for M, M_r in levels]
     return {h: torch.stack([s[h] for s in per_scale]).mean(0) for h in heads}
 
-# %% ../../nbs/methods/01_dra.ipynb #9151789e
+# %% ../../nbs/methods/01_dra.ipynb #2ff35640
 class DRA(FrozenBackbone):
     "Multi-head network of disentangled abnormalities (eq. 1); fewer heads give the variants of Table 3, one head gives DevNet"
     def __init__(self,
@@ -80,9 +80,9 @@ class DRA(FrozenBackbone):
         self.heads = build_heads(heads, backbone.channels, fraction, signed or loss == "ce")
         if frozen is not None: self.freeze(frozen)
 
-    def scale_maps(self, images)->list:  # of each scale: (B, c', h, w)
-        "Feature maps of images (B, 3, H, W) at every scale"
-        return [self.backbone(level) for level in pyramid(images, self.scales)]
+    def scale_maps(self, images):  # (B, c', h, w) of each scale
+        "Yield the feature maps of images (B, 3, H, W), scale by scale"
+        for level in pyramid(images, self.scales): yield self.backbone(level)
 
     def _levels(self, images, references=None):
         "Yield (features, reference map) per scale; references (R, 3, H, W) or the encoded ones"

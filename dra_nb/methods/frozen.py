@@ -41,8 +41,8 @@ class Bank:
         "Feature maps of rows of the bank"
         return [m[rows.to(m.device, non_blocking=True)].float() for m in self.maps]
 
-# %% ../../nbs/methods/00_frozen.ipynb #5ae119e7
-def fill_bank(features,    # function(images (B, 3, H, W) normalised) -> list of maps (B, c', h, w), one per scale
+# %% ../../nbs/methods/00_frozen.ipynb #eb86534d
+def fill_bank(features,    # function(images (B, 3, H, W) normalised) -> maps (B, c', h, w) of each scale
               method,      # says how pseudo anomalies are made and how far images are turned
               data,        # Samples, see training.loop
               views:int,   # normals to show
