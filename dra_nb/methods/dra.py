@@ -54,9 +54,11 @@ def level_scores(heads:torch.nn.ModuleDict,  # of `build_heads`
     per_scale = [{h: g(M, M_r) if h == "residual" else g(M) for h, g in heads.items()} for M, M_r in levels]
     return {h: torch.stack([s[h] for s in per_scale]).mean(0) for h in heads}
 
-# %% ../../nbs/methods/01_dra.ipynb #2ff35640
+# %% ../../nbs/methods/01_dra.ipynb #6d32abee
 class DRA(FrozenBackbone):
     "Multi-head network of disentangled abnormalities (eq. 1); fewer heads give the variants of Table 3, one head gives DevNet"
+    maps_by_head = True  # its score map can be asked for some heads alone
+
     def __init__(self,
                  backbone,                     # f, see models.backbone
                  heads:tuple=HEADS,            # which of seen, pseudo, residual, normality

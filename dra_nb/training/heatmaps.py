@@ -7,7 +7,7 @@ __all__ = ['portions', 'centre_of', 'patch_centres', 'patch_shift', 'smooth', 'e
            'gradient_map', 'raw_map', 'heatmaps', 'shift_at', 'above_normals', 'common_scale', 'picture', 'outline',
            'overlay', 'contributions', 'loudest', 'default_kinds', 'explain']
 
-# %% ../../nbs/training/02_heatmaps.ipynb #bc78c762
+# %% ../../nbs/training/02_heatmaps.ipynb #e0cd9b93
 import numpy as np, pandas as pd, torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from ..core import DraError, choose
 from ..data.images import normalize, to_float
-from ..methods.dra import DRA
 from ..methods.method import Method
 from .loop import pick_device, pick_precision
 
@@ -114,10 +113,10 @@ def to_pixels(maps:torch.Tensor,   # (B, h, w) patch scores
     if not sigma >= 0: raise DraError(f"sigma is the width of the Gaussian in pixels, 0 or more, not {sigma}")
     return smooth(enlarge(maps.float(), size, shift, of), sigma)
 
-# %% ../../nbs/training/02_heatmaps.ipynb #d75e37b6
+# %% ../../nbs/training/02_heatmaps.ipynb #7f4ce7bc
 def _dra(method):
     "The DRA in a method: itself, or the base of AHL; None if it has none"
-    return next((m for m in (method, getattr(method, "base", None)) if isinstance(m, DRA)), None)
+    return next((m for m in (method, getattr(method, "base", None)) if getattr(m, "maps_by_head", False)), None)
 
 def map_heads(method:Method)->tuple:  # () for methods whose score map is no sum of heads
     "The heads that have a score map of their own"
