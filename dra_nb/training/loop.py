@@ -164,7 +164,7 @@ def reproducible(device:torch.device, on:bool=True):
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.backends.cudnn.benchmark = before[2]
 
-# %% ../../nbs/training/00_loop.ipynb #638840b9
+# %% ../../nbs/training/00_loop.ipynb #9967f35c
 @dataclass
 class Training:
     "A training under way: what its steps use and change"
@@ -198,18 +198,22 @@ class Training:
             self.enter(self.stage + 1)
         return True
 
-    def batches(self, n:int):
-        "Yield n batches; the rows of the next one are read by a thread while a step computes"
+    def batches(self, n:int, ahead:bool=None):
+        "Yield n batches; ahead: a thread reads the rows of the next one while a step computes; None: on a GPU, whose step does not need the CPU"
         data = self.data
+        def made(index, pixels): return make_batch(data.store, index, self.method, self.augment, data.device, data.outliers, pixels)
         def read():
             index = self.sampler.draw()
             return index, read_rows(data.store, index, pin=data.device.type == "cuda")
+        if not (data.device.type == "cuda" if ahead is None else ahead):
+            for _ in range(n): yield made(*read())
+            return
         with ThreadPoolExecutor(1) as reader:
             coming = reader.submit(read)
             for i in range(n):
                 index, pixels = coming.result()
                 if i + 1 < n: coming = reader.submit(read)
-                yield make_batch(data.store, index, self.method, self.augment, data.device, data.outliers, pixels)
+                yield made(index, pixels)
 
     def step(self, batch, schedule)->dict:  # head -> loss
         "Losses, gradients, update (eq. 1)"
