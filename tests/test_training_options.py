@@ -40,7 +40,7 @@ def test_rows_are_read_ahead_in_order(monkeypatch):
     "Batches are those of a loop that draws and reads one after the other, whichever thread reads them"
     run = loop.Training(small(), Samples(STORE, SPLIT, CPU), [("train", SHORT)], *(torch.Generator().manual_seed(i) for i in (1, 2)), loop.History())
     run.enter(0)
-    ahead = list(run.batches(5, ahead=True))
+    ahead = list(loop.draw_batches(run.sampler, run.method, run.data, run.augment, 5, ahead=True))
     draws, augment = (torch.Generator().manual_seed(i) for i in (1, 2))
     sampler = run.method.sampler("train", SPLIT, SHORT, draws)
     for batch in ahead:
