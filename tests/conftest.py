@@ -1,5 +1,5 @@
 "What the tests share: a cache of their own, small folders of real images, and the command in a process of its own."
-import os, signal, subprocess, sys
+import os, random, signal, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +12,14 @@ REPO = Path(__file__).resolve().parents[1]
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "wheel: builds the wheel and installs it with its dependencies into an empty environment (network)")
+
+def same_numbers():
+    "Unseeded draws do not depend on the tests that ran before in this process"
+    import torch
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+
+def pytest_runtest_setup(item): same_numbers()
+def pytest_runtest_call(item): same_numbers()
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
