@@ -42,9 +42,11 @@ def parts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fitted(parts, tmp_path_factory):
-    "What fit printed, and its model"
+    "What fit printed, its model, and what it said while it worked"
     file = tmp_path_factory.mktemp("model")/"new"/"parts.safetensors"
-    return done("fit", parts/"train/good", "--anomalies", parts/"bad", *QUICK, "-o", file), file
+    status, out, err = call("fit", parts/"train/good", "--anomalies", parts/"bad", *QUICK, "-o", file)
+    assert status == 0, (out, err)
+    return out, file, err
 
 @pytest.fixture(scope="module")
 def model(fitted): return fitted[1]
@@ -69,7 +71,8 @@ def inbox(parts, tmp_path):
 def files(folder): return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 def test_fit_prints_its_report_and_saves_it(fitted, parts):
-    printed, file = fitted
+    printed, file, said = fitted
+    assert "dra: 0 of 2 step" in said and "\r" not in said  # lines, since this is no terminal
     d = AnomalyDetector.load(file, "cpu")
     assert str(d.report_) in printed and str(file) in printed and d.summary_["anomalies"] == {"dent": 4, "scratch": 4} and d.image_size == 48
     same = AnomalyDetector("dra", image_size=48, backbone="resnet18_stage2", weights=None, epochs=1, steps=2, batch=9, device="cpu", precision="fp32").fit(parts/"train/good", parts/"bad")
@@ -247,6 +250,7 @@ def test_strange_names(strict, parts, tmp_path):
     assert len(table) == 5 and table.score.nunique() == 1 and {str(box/"line\nbreak.png"), str(box/"a,b\".png"), str(box/"\u00fc.png")} <= set(table.name)
     assert [os.fsencode(json.loads(o)["name"]) for o in (tmp_path/"out/scores.jsonl").read_text().splitlines()].count(os.fsencode(box) + b"/\xff.png") == 1
     assert sum(p.is_file() for p in (tmp_path/"out/overlays").iterdir()) == 5
+    assert sorted(AnomalyDetector.load(strict[0], "cpu").score_table(str(box)).name) == sorted(os.fsdecode(o) for o in box.iterdir())
 
 def test_memory_does_not_grow_with_the_number(monkeypatch, tmp_path):
     "Rows and pictures are written and forgotten"

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['file_digest', 'fetch', 'unpack', 'download']
 
-# %% ../../nbs/data/10_download.ipynb #b27c7f69
+# %% ../../nbs/data/10_download.ipynb #d749649d
 import hashlib, http.client, json, lzma, os, re, shutil, socket, ssl, stat, struct, tarfile, time, urllib.error, urllib.request, zipfile, zlib
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
-from ..core import DraError, choose
+from ..core import DraError, choose, progress_bar
 from .catalog import Archive, Dataset, find_folder, load_catalog, load_datasets, summary
 
 # %% ../../nbs/data/10_download.ipynb #6e293ad8
@@ -135,12 +135,12 @@ def _begin(response, archive:Archive, part:Path, start:int, note:dict)->tuple:
     if archive.size and length and length != archive.size: raise _Refused(f"the server's file has {length:,} bytes, the published one {archive.size:,}")
     return start, length
 
-# %% ../../nbs/data/10_download.ipynb #aaec26f1
+# %% ../../nbs/data/10_download.ipynb #d153a1db
 def _append(response, archive:Archive, part:Path, start:int, length:int, progress:bool):
     "Write an answer to the part file, from `start` on"
     total = length or archive.size
     _check_space(part.parent, total - start, archive.url)
-    bar = tqdm(desc=part.stem, total=total or None, initial=start, unit="B", unit_scale=True, disable=not progress)
+    bar = progress_bar(desc=part.stem, total=total or None, initial=start, unit="B", unit_scale=True, show=progress)
     with open(part, "ab" if start else "wb") as f, bar:
         note = {"url": archive.url, "validator": _validator(response.headers), "size": length}
         if not start: _note(part).write_text(json.dumps(note), encoding="utf-8")
@@ -309,13 +309,13 @@ def _members(file:Path):
         if isinstance(e, OSError) and e.errno: raise  # of the file system, not of the archive
         raise DraError(f"{file} is damaged or cut short ({e}); delete it, and fetch it again") from e
 
-# %% ../../nbs/data/10_download.ipynb #01a31c50
+# %% ../../nbs/data/10_download.ipynb #9bf4cf0d
 def _extract(file:Path, folder:Path, strip:int, progress:bool=False):
     "Unpack into a folder in which nothing of the archive exists yet"
     folder.mkdir(parents=True, exist_ok=True)
     with _members(file) as (members, open_member):
-        todo = _checked(tqdm(members, desc=f"check {file.name}", unit="file", disable=not progress), file, folder, strip)
-        for parts, size, member in tqdm(todo, desc=f"unpack {file.name}", unit="file", disable=not progress):
+        todo = _checked(progress_bar(members, desc=f"check {file.name}", unit="file", show=progress), file, folder, strip)
+        for parts, size, member in progress_bar(todo, desc=f"unpack {file.name}", unit="file", show=progress):
             place = folder.joinpath(*parts)
             try:
                 (place if size < 0 else place.parent).mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ __all__ = ['ROOM', 'LARGE', 'STORE_VERSION', 'IMAGENET_MEAN', 'IMAGENET_STD', 't
            'read_mask', 'ImageStore', 'open_store', 'ResidentStore', 'resident', 'on_device', 'to_float', 'normalize',
            'denormalize', 'rotate', 'random_rotation']
 
-# %% ../../nbs/data/01_images.ipynb #de46f2e7
+# %% ../../nbs/data/01_images.ipynb #b37e0ad0
 import math, os, shutil, threading, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +18,7 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from filelock import FileLock, Timeout
 from PIL import Image, ImageOps
-from tqdm.auto import tqdm
-from ..core import DraError, cache_dir
+from ..core import DraError, cache_dir, progress_bar
 from .catalog import fingerprint
 
 # %% ../../nbs/data/01_images.ipynb #21b012d2
@@ -256,14 +255,14 @@ def _raise_all(errors:list, n_files:int):
     lines = [o.removesuffix(f"; {_REMEDY}") for o in errors[:5]] + [f"and {len(errors)-5} more"]*(len(errors) > 5)
     raise DraError(f"{len(errors)} of {n_files} image files cannot be used; {_REMEDY}:\n  " + "\n  ".join(lines))
 
-# %% ../../nbs/data/01_images.ipynb #72e86a23
+# %% ../../nbs/data/01_images.ipynb #37877ffb
 def _write_store(file, catalog, size:int, workers:int, progress:bool):
     "Decode all images into an open binary file"
     shape, each = (len(catalog), 3, size, size), 3*size*size
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     start, errors = file.tell(), []
     _check_space(Path(file.name).parent, len(catalog)*each)
-    with warnings.catch_warnings(), tqdm(total=len(catalog), desc="decode", unit="img", disable=not progress) as bar:
+    with warnings.catch_warnings(), progress_bar(total=len(catalog), desc="decode", unit="img", show=progress) as bar:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is large, but not too large
         for rows, images, error in _decoded(_jobs(catalog), size, workers):
             if error: errors.append(error)

@@ -8,7 +8,7 @@ __all__ = ['TEXTURES_VERSION', 'TEXTURE_SIZE', 'TEXTURES', 'VISIBLE', 'seeded', 
            'thread', 'glue', 'bent', 'changed', 'render_pair', 'render_sample', 'outlined', 'contact_sheet',
            'texture_files', 'write_sample', 'render_textures']
 
-# %% ../../nbs/data/05_textures.ipynb #7621835f
+# %% ../../nbs/data/05_textures.ipynb #4c8e2d4b
 import hashlib, json, os, shutil
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,7 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 from scipy import ndimage
-from tqdm.auto import tqdm
-from ..core import DraError, cache_dir, choose
+from ..core import DraError, cache_dir, choose, progress_bar
 
 # %% ../../nbs/data/05_textures.ipynb #d2a4f27b
 TEXTURES_VERSION = 1  # part of every seed and of the folder name: raise it when any picture changes
@@ -393,7 +392,7 @@ def write_sample(folder:Path,    # the root of the dataset
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(file, compress_level=1)
 
-# %% ../../nbs/data/05_textures.ipynb #bd1132b7
+# %% ../../nbs/data/05_textures.ipynb #34be1c37
 def render_textures(root=None,            # target folder; default: `textures-v<version>` in the cache folder
                     n_train:int=120,      # train normals per category
                     n_test:int=40,        # test normals per category
@@ -413,7 +412,7 @@ def render_textures(root=None,            # target folder; default: `textures-v<
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise DraError(f"{root} exists and is not this rendering of the textures; remove it or name another folder")
         shutil.rmtree(part, ignore_errors=True)
-        for name in tqdm(list(texture_files(n_train, n_test, n_anomalies)), desc="rendering textures", disable=not progress):
+        for name in progress_bar(list(texture_files(n_train, n_test, n_anomalies)), desc="rendering textures", unit="img", show=progress):
             write_sample(part, *name)
         (part/done.name).write_text(json.dumps(about))
         if root.exists(): root.rmdir()

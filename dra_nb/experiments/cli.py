@@ -271,13 +271,13 @@ def datasets(ctx:typer.Context, data:Optional[Path] = Data,
         for heading, text in (*_facts(d), *state): typer.echo(f"            {heading}: {text}")
     if not data: typer.echo("\nWhich of them are there: dra_nb datasets --data FOLDER")
 
-# %% ../../nbs/experiments/05_cli.ipynb #7b3b8994
+# %% ../../nbs/experiments/05_cli.ipynb #d4209bbe
 @datasets_app.command("download")
 def datasets_download(ctx:typer.Context, name:str = typer.Argument(..., help="Dataset, see 'dra_nb datasets'"),
                       data:Optional[Path] = typer.Option(None, "--data", help="Folder that holds one folder per dataset; made if need be. Default: data")):
     "Fetch a dataset that may be fetched without an account; of the others, say how to get them."
     from dra_nb.data.download import download
-    download(name, data or ctx.obj or Path("data"), progress=sys.stderr.isatty())
+    download(name, data or ctx.obj or Path("data"), progress=True)
 
 @datasets_app.command("show")
 def datasets_show(ctx:typer.Context, name:str = typer.Argument(..., help="Dataset, see 'dra_nb datasets', or a folder of your own"), data:Optional[Path] = Data,

@@ -40,7 +40,7 @@ def _load(model, device):
     from dra_nb.training.detector import AnomalyDetector
     return AnomalyDetector.load(model, device)
 
-# %% ../../nbs/experiments/15_detector_cli.ipynb #8c4b70c9
+# %% ../../nbs/experiments/15_detector_cli.ipynb #de74fb36
 def fit(normal:Path = typer.Argument(..., help="Folder of normal images; or labelled data: a csv file, or a folder with normal/ and anomalies/ or in MVTec layout"),
         anomalies:Optional[Path] = typer.Option(None, help="Folder of anomalies; its sub-folders are classes"),
         validation:Optional[Path] = typer.Option(None, metavar="DIR|CSV", help="Labelled images that are not learnt from, to choose the threshold on"),
@@ -61,13 +61,12 @@ def fit(normal:Path = typer.Argument(..., help="Folder of normal images; or labe
         precision:str = typer.Option("auto", help="Of the training: fp32, bf16 or auto (bf16 where the device gains)"),
         out:Path = typer.Option(..., "-o", "--out", metavar="MODEL.safetensors", help="File to write; replaced once the training has ended well")):
     "Make a detector of normal images and a few anomalies, or none; print what its threshold is worth."
-    import sys
     from dra_nb.experiments.cli import _setting
     _writable(out)
     from dra_nb.training.detector import AnomalyDetector
     d = AnomalyDetector(method, image_size, weights, backbone, epochs, steps, batch, lr, device=device, precision=precision, seed=seed, threshold=_threshold(threshold),
                         fpr=fpr, miss=miss, false_alarm=false_alarm, prevalence=prevalence, holdout=holdout, **_own(dict(map(_setting, setting))))
-    d.fit(*(o and str(o) for o in (normal, anomalies, validation, outliers)), check=check, progress=sys.stderr.isatty())
+    d.fit(*(o and str(o) for o in (normal, anomalies, validation, outliers)), check=check, progress=True)
     d.save(out)
     typer.echo(f"{d.report_}\nwritten to {out} ({out.stat().st_size/1e6:.1f} MB)")
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Place', 'check', 'execute', 'attempt', 'conduct', 'run_missing']
 
-# %% ../../nbs/experiments/03_engine.ipynb #e19ce04a
+# %% ../../nbs/experiments/03_engine.ipynb #52d1b535
 import os, signal, threading, time
 from collections import Counter, deque
 from contextlib import contextmanager
@@ -15,14 +15,14 @@ from functools import lru_cache, partial
 import numpy as np
 import pandas as pd
 
-from ..core import DraError, choose
+from ..core import DraError, choose, live
 from ..data.catalog import fingerprint, load_catalog, relative_paths
 from ..data.images import open_store
 from ..data.protocols import cross_domain, make_split
 from ..data.pseudo import Outliers, outlier_rows
 from .claiming import claimed, holder
 from .engines import Outcome, check_engine, open_engine, places, visible_cards
-from .progress import Pace, Progress, live
+from .progress import Pace, Progress
 from .runs import Runs, RunSpec, device_name, provenance
 from ..methods.method import create_method, outlier_source, save_method
 from ..models.backbone import create_backbone, weights_id

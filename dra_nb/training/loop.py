@@ -7,7 +7,7 @@ __all__ = ['MODES', 'KEPT', 'pick_device', 'pick_precision', 'read_rows', 'make_
            'compiled', 'reproducible', 'Training', 'training_state', 'resume', 'check_training', 'fit',
            'tuning_schedule', 'fine_tune', 'score_rows']
 
-# %% ../../nbs/training/00_loop.ipynb #1da2ccdc
+# %% ../../nbs/training/00_loop.ipynb #67fd84e2
 import os, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,9 +15,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from ..core import DraError, choose
+from ..core import DraError, choose, progress_bar
 from ..data.images import normalize, on_device, random_rotation, to_float
 from ..data.pseudo import PSEUDO
 from ..data.samplers import check_batch
@@ -289,7 +288,7 @@ def check_training(method:Method,       # what shall be trained
     check_batch(split, schedule.batch, schedule.anomalies, method.pseudo, method.n_reference)
     check_portions(schedule.accumulate, schedule.batch, schedule.anomalies)
 
-# %% ../../nbs/training/00_loop.ipynb #2b338dce
+# %% ../../nbs/training/00_loop.ipynb #ce415d7c
 def fit(method:Method,           # made by `create_method`
         store,                   # ImageStore of the catalog
         split,                   # Split of the same catalog
@@ -298,7 +297,7 @@ def fit(method:Method,           # made by `create_method`
         precision:str="auto",    # see `pick_precision`
         seed:int=0,              # of batches, augmentation and loss
         outliers=None,           # data.pseudo.Outliers, if the method draws from an external dataset
-        progress=None,           # tqdm description; None: no bar
+        progress=None,           # what the bar is called; None: no bar
         stages=None,             # list of (name, Schedule); None: the method's own
         checkpoint=None,         # file to go on from, if it is there, and to write; None: neither
         every:int=0,             # epochs between two checkpoints; 0: none is written
@@ -320,7 +319,7 @@ def fit(method:Method,           # made by `create_method`
     run = Training(method, data, stages, *(torch.Generator().manual_seed(2*seed + i) for i in (0, 1)), History(device=str(device), precision=data.precision),
                    compute=compiled(method, compile) if compile else None, split=split_on_oom)
     steps, epochs = [s.epochs*s.steps for _, s in stages], sum(s.epochs for _, s in stages)
-    bar = tqdm(total=sum(steps), desc=progress, unit="step", leave=False, disable=progress is None)
+    bar = progress_bar(total=sum(steps), desc=progress, unit="step", leave=False, show=progress is not None)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), bar, reproducible(device, deterministic):
         torch.manual_seed(seed)
         if saved:

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['NORMAL', 'ANOMALY', 'GREY', 'MOVED', 'TITLES', 'LISTED', 'FLIPS', 'WRONG', 'PLACES', 'spelt', 'below', 'join_root',
-           'as_frame', 'data_uri', 'photo', 'drawing', 'fill', 'Spread', 'Axis', 'make_axis', 'strips', 'strips_html',
+           'data_uri', 'photo', 'drawing', 'fill', 'Spread', 'Axis', 'make_axis', 'strips', 'strips_html',
            'with_pixels', 'class_of', 'with_labels', 'classed', 'Seen', 'counted', 'verdict', 'head_bars',
            'ImageReport', 'cards', 'report_html', 'report', 'at_threshold', 'flips', 'compared', 'Movable', 'Explorer',
            'picked', 'rows_of', 'moves_html', 'Controls', 'explorer']
 
-# %% ../../nbs/training/10_viewer.ipynb #4425f13d
+# %% ../../nbs/training/10_viewer.ipynb #eda20307
 import base64, heapq, io, math, os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -21,11 +21,11 @@ from PIL import Image
 from ..core import DraError, atomic
 from ..data.own import NORMAL_FOLDERS
 from ..data.sources import read_labelled, stream
-from .detector import judge, refuse_errors, test_parts, title_of
+from .detector import as_frame, judge, refuse_errors, test_parts, title_of
 from .heatmaps import common_scale, map_kinds, overlay
 from .threshold import Threshold, candidates
 
-# %% ../../nbs/training/10_viewer.ipynb #0f9b0434
+# %% ../../nbs/training/10_viewer.ipynb #b2e870b8
 def spelt(text)->str:
     "Text as one line in which every character can be seen"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
@@ -44,11 +44,6 @@ def join_root(root,      # folder that all names so far have in common; None: th
     if root is None or not folder: return folder or root
     try: return os.path.commonpath([root, folder])
     except ValueError: return ""  # one is absolute, the other is not
-
-def as_frame(columns:dict,  # name -> values
-             index=None)->pd.DataFrame:
-    "A table; its text may be no text, which pandas 3 refuses in columns of its own text type"
-    return pd.DataFrame({k: pd.Series(list(v), index, dtype=object if any(isinstance(o, str) for o in v) else None) for k, v in columns.items()}, index)
 
 # %% ../../nbs/training/10_viewer.ipynb #51b911f1
 NORMAL, ANOMALY, GREY, MOVED = "#4682c4", "#d2602a", "#888888", "#a05fd0"
@@ -279,7 +274,7 @@ _PAGE = """<!doctype html>
 <style>:root { color-scheme: light dark; } body { margin: 1rem; }</style></head><body>{{ body|safe }}</body></html>
 """
 
-# %% ../../nbs/training/10_viewer.ipynb #6ba47e04
+# %% ../../nbs/training/10_viewer.ipynb #485e7598
 @dataclass(eq=False)
 class ImageReport:
     "Ranked images: the last line of a cell shows it, `save` writes it to a file"
@@ -295,8 +290,7 @@ class ImageReport:
     @property
     def frame(self)->pd.DataFrame:
         "One row per image that is shown: name, score, anomaly, p_value, error, score_<head>..., label (class, '' for normals, None: unknown)"
-        rows = [o.record() | {"label": k} for o, k in zip(self.shown, self.classes)]
-        return as_frame({k: [r[k] for r in rows] for k in (rows[0] if rows else ())})
+        return as_frame([o.record() | {"label": k} for o, k in zip(self.shown, self.classes)])
 
     def _lines(self): return [*counted(self.seen), *self.notes]
 
@@ -417,7 +411,7 @@ def compared(now:dict, then:dict)->list:  # of `at_threshold`
              ("false alarms", *(f"{o['false_alarms']} of {o['false_alarms'] + o['passed']}" for o in (now, then)))]
     return rows
 
-# %% ../../nbs/training/10_viewer.ipynb #9feadb6c
+# %% ../../nbs/training/10_viewer.ipynb #a4b9e61e
 class Movable:
     "A threshold that can be moved, and what it does to labelled images"
     def __init__(self, detector,
@@ -454,7 +448,7 @@ class Movable:
         "Images whose verdict would change: name, score, label (class, '' for normals), becomes; false alarms and misses first"
         becomes = flips(self.scores, self.labels, self.present, self.value)
         rows = sorted((i for i, b in enumerate(becomes) if b), key=lambda i: (becomes[i] not in WRONG, -self.scores[i]))
-        return as_frame(dict(name=[self.names[i] for i in rows], score=self.scores[rows], label=[self.classes[i] for i in rows], becomes=becomes[rows]), rows)
+        return as_frame([dict(name=self.names[i], score=self.scores[i], label=self.classes[i], becomes=becomes[i]) for i in rows], rows, ("name", "score", "label", "becomes"))
 
     def step(self, by:int):  # 1: one alarm fewer, -1: one more (of equal scores all at once)
         "Move to the next threshold that makes a difference"
