@@ -1,4 +1,4 @@
-"""What each way to compute brings on a device: bf16, channels last, fused optimiser, torch.compile, CUDA graphs, images kept on the device.
+"""What each way to compute brings on a device: bf16, channels last, fused optimiser, torch.compile, CUDA graphs, memory recycled (CPU), images kept on the device.
 
     python benchmarks/options.py --paper                                 # on a GPU: 448 px, batches of 48, and a whole run of the paper's size
     python benchmarks/options.py --size 64 --batch 6 --steps 1 --repeats 1 --paper 1   # a trial on a CPU
@@ -22,12 +22,12 @@ EPOCHS, STEPS = 30, 20  # of a run of the paper
 def cases(case:Case, args)->dict:
     "name -> Case of bare steps, or None where the device does not have it"
     gpu, base = case.device.type == "cuda", released(case)
+    full = replace(case, precision="bf16")
     ways = {"base: fp32, NCHW, plain Adam": base, "base + bf16": replace(base, precision="bf16"), "base + channels last": replace(base, channels_last=True),
-            "base + fused optimiser": replace(base, fused=True), "all three": replace(case, precision="bf16"),
-            "all three - bf16": replace(case, precision="fp32"), "all three - channels last": replace(case, precision="bf16", channels_last=False),
-            "all three - fused optimiser": replace(case, precision="bf16", fused=False),
-            "all three + compile": replace(case, precision="bf16", compile=True),
-            "all three + CUDA graphs": replace(case, precision="bf16", compile="reduce-overhead") if gpu else None}
+            "base + fused optimiser": replace(base, fused=True), "base + recycled memory": None if gpu else replace(base, recycled=True),
+            "all": full, "all - bf16": replace(full, precision="fp32"), "all - channels last": replace(full, channels_last=False),
+            "all - fused optimiser": replace(full, fused=False), "all - recycled memory": None if gpu else replace(full, recycled=False),
+            "all + compile": replace(full, compile=True), "all + CUDA graphs": replace(full, compile="reduce-overhead") if gpu else None}
     return {k: c for k, c in ways.items() if gpu or args.compile or not k.endswith("compile")}
 
 def forget():
@@ -40,8 +40,9 @@ def bare_steps(case:Case, repeats:int)->list:
     (method, optimiser), batch, n = case.start(), case.noise(), case.schedule.steps
     def steps():
         for _ in range(n): case.step(method, optimiser, batch)
-    steps()
-    return [seconds_of(steps, device=case.device)[0]/n for _ in range(repeats)]
+    with case.memory():
+        steps()
+        return [seconds_of(steps, device=case.device)[0]/n for _ in range(repeats)]
 
 def bare_rows(case:Case, args, name:str)->list:
     "Images per second of bare steps, and the share of the measured peak"

@@ -64,8 +64,9 @@ def run_plain(case:Case, catalog, workers:int, released_code:bool)->float:
         for batch in itertools.islice(batches, n):
             losses = case.step(method, optimiser, batch)
             if released_code: [v.item() for v in losses.values()]
-    steps(WARM_UP)
-    seconds, _ = seconds_of(steps, case.schedule.steps, device=case.device)
+    with case.memory():
+        steps(WARM_UP)
+        seconds, _ = seconds_of(steps, case.schedule.steps, device=case.device)
     batches.close()
     return seconds
 
@@ -133,7 +134,7 @@ NOTES = f"""
   and updates on noise that is on the device. They are measured in turn, and compared pair by pair.
 - Parts of a step: from marks within `fit` (`dra_nb.training.speed`); they sum to the whole step. *Read* is how long it waited for the rows.
 - Plain: PIL, torchvision transforms and a DataLoader, every file, references too, decoded at every step; its workers run before the clock
-  starts. *Same compute*: the step of `fit`. *As released*: float32, NCHW, Adam as it comes, and every loss read at every step.
+  starts. *Same compute*: the step of `fit`. *As released*: float32, NCHW, Adam and the C library's memory as they come, and every loss read at every step.
 - A run of {RUN} steps: seconds per step times {RUN}; for `fit` also the building of the store from the same files, which later runs find ready.
 - Other ways to compute: bare steps, so that nothing but the computing differs."""
 

@@ -142,5 +142,6 @@ def warm(data, cache):
 
 if __name__ == "__main__":
     sys.stdin.reconfigure(encoding="utf-8")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
     warm(*sys.argv[1:3])
     for line in sys.stdin: print(json.dumps(in_child(*json.loads(line))), flush=True)

@@ -20,7 +20,7 @@ EXPECTED = {  # name -> measures that must be there
     "training": ["wall time, fit / bare steps", "part of a step: backward", "speed-up of a run of 600 steps with building the store, as released", "speed-up of bf16, channels last over fp32, NCHW"],
     "growth": ["time of an epoch, 120 / 60 images", "time per step, 2 / 1 steps", "memory: growth while training"],
     "scoring": ["wall time, score_rows / bare backbone", "passes of an image through the backbone", "growth of memory, 40 / 20 images"],
-    "options": ["bare steps, all three", "share of the bf16 peak, all three", "fit, images kept on the device", "a whole run of fit, as it comes"],
+    "options": ["bare steps, all", "share of the bf16 peak, all", "fit, images kept on the device", "a whole run of fit, as it comes"],
     "precision": ["AUROC, fp32", "bf16 - fp32, standard error of the mean", "size of bf16 - fp32, in standard deviations over the seeds"],
     "detector": ["latency", "latency, 99th percentile", "files: read, decoded, resized and scored"],
     "records": ["table of a study (Runs.frame)", "verify a record"], "data": ["catalog: read the folder", "build: store / loop", "batch: read"],

@@ -1,10 +1,11 @@
 "What measures speed measures what it says: parts, bare steps, memory, shares, and the page that shows them."
-import threading, time
+import platform, threading, time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
 
+from conftest import python, succeeded
 from dra_nb.core import DraError
 from dra_nb.training import loop
 from dra_nb.training.speed import (PARTS, MemoryPeak, Watch, counted, device_peak, in_turn, make_case, noise_split, noise_store, released, run_backbone, run_bare,
@@ -106,6 +107,32 @@ def test_a_cpu_never_waits_for_a_gpu(case): assert synchronisations(case) == []
 def test_what_cannot_be_measured_is_refused(store):
     for wrong in (lambda: make_case(store, noise_split(60), 1, 6, method="dar"), lambda: make_case(store, noise_split(60), 0, 6), lambda: noise_split(15), lambda: make_case(store, noise_split(60), 1, 6, device="cuda:99")):
         with pytest.raises(DraError): wrong()
+
+RECYCLED = """
+import resource, threading, torch
+from dra_nb.training.memory import recycled_memory
+from dra_nb.training.speed import memory_mb
+cpu = torch.device("cpu")
+def faults(n=4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(n): torch.ones(15_000_000)  # 60 MB: more than glibc keeps by itself
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)/n
+faults()
+plain, start = faults(), memory_mb(cpu)
+try:
+    with recycled_memory(cpu):
+        with recycled_memory(cpu), recycled_memory(torch.device("meta")): faults()
+        inside = faults()
+        kept = memory_mb(cpu) - start
+        raise KeyError
+except KeyError: pass
+print(plain, inside, kept, memory_mb(cpu) - start, faults())
+"""
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+def test_freed_memory_is_used_again_and_given_back():
+    plain, inside, kept, left, after = map(float, succeeded(python(RECYCLED)).stdout.split())
+    assert plain > 10_000 and inside < 100 and kept > 50 and left < 10 and after > 10_000
 
 def test_table_and_picture(tmp_path):
     table = measure_speed([48, 32], batch=6, steps=1, repeats=1, device="cpu", precision="fp32", backbone="resnet18_stage2")

@@ -10,11 +10,12 @@ __all__ = ['FEW', 'DEFAULTS', 'SCHEMA', 'Scored', 'as_frame', 'Group', 'separati
            'counted', 'title_of', 'notes_of', 'test_parts', 'score_parts', 'groups_by_class', 'pixel_results',
            'evaluation', 'describe', 'write_detector', 'read_detector', 'restore', 'Trained', 'AnomalyDetector']
 
-# %% ../../nbs/training/03_detector.ipynb #3d6f9762
+# %% ../../nbs/training/03_detector.ipynb #5f05ce51
 import inspect, json, math, os, platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from itertools import islice
 
 import numpy as np, pandas as pd, torch
 
@@ -26,6 +27,7 @@ from ..data.sources import Decoded, Pictures, as_catalog, is_one, join, parts_of
 from ..methods.method import Schedule, check_shapes, create_method, load_method, load_methods, method_schedule, outlier_source
 from ..models.backbone import weights_id
 from .loop import fit, pick_device, score_rows
+from .memory import recycled_memory
 from .threshold import (Rule, Threshold, alarms_allowed, choose_threshold, counted_interval, finest_rate, normals_for,
                                        rule_from)
 
@@ -196,7 +198,7 @@ def check_settings(d:Settings):
     choose("precision", d.precision, ("auto", "fp32", "bf16"))
     d.rule  # raises what is wrong with the threshold
 
-# %% ../../nbs/training/03_detector.ipynb #c34b5a7f
+# %% ../../nbs/training/03_detector.ipynb #98405b91
 def refuse_errors(scored:list  # of Scored
                  )->list:
     "The same, if all images could be read"
@@ -224,14 +226,10 @@ def judge(d,               # Scorer
 
 def in_portions(d, images, batch:int, maps, workers):
     "Yield Scored, image by image"
-    portion, seen = [], 0
-    for seen, item in enumerate(stream(images, d.image_size, workers), 1):
-        portion.append(item)
-        if len(portion) == batch:
-            yield from judge(d, portion, maps)
-            portion = []
-    if not seen: raise DraError(f"there are no images{f' in {images}' if isinstance(images, (str, os.PathLike)) else ''}; pass at least one")
-    if portion: yield from judge(d, portion, maps)
+    source, portion = stream(images, d.image_size, workers), None
+    with recycled_memory(pick_device(d.device_)):
+        for portion in iter(lambda: list(islice(source, batch)), []): yield from judge(d, portion, maps)
+    if portion is None: raise DraError(f"there are no images{f' in {images}' if isinstance(images, (str, os.PathLike)) else ''}; pass at least one")
 
 # %% ../../nbs/training/03_detector.ipynb #c025f735
 class Scorer(Settings):

@@ -6,8 +6,8 @@
 __all__ = ['PIXELS', 'Graph', 'onnx_tools', 'trace', 'flush', 'quiet', 'examples', 'Seen', 'backbone_of', 'exportable',
            'OnnxDetector', 'difference', 'compare', 'speed', 'export_onnx', 'describe_onnx']
 
-# %% ../../nbs/training/05_export.ipynb #e046052c
-import copy, ctypes, inspect, json, os, sys, time, warnings
+# %% ../../nbs/training/05_export.ipynb #876ddc7f
+import copy, inspect, json, os, sys, time, warnings
 from contextlib import contextmanager
 from dataclasses import asdict
 
@@ -20,8 +20,9 @@ from ..data.images import normalize
 from ..data.sources import Decoded, stream
 from .detector import Scored, Scorer, refuse_errors, versions
 from .loop import score_rows
+from .memory import c_library
 
-# %% ../../nbs/training/05_export.ipynb #781d39cc
+# %% ../../nbs/training/05_export.ipynb #635cd726
 PIXELS = {"uint8": torch.uint8, "float32": torch.float32}  # kinds of input: bytes, or numbers in [0, 1]
 
 class Graph(nn.Module):
@@ -53,8 +54,7 @@ def trace(method, size:int, pixels:str, path, names:list, opset:int):
 def flush():
     "Hand on what Python and C have written to standard output so far"
     sys.stdout.flush()
-    try: ctypes.CDLL(None).fflush(None)
-    except (OSError, TypeError, AttributeError): pass  # not every system has its C library under this name
+    if hasattr(lib := c_library(), "fflush"): lib.fflush(None)
 
 @contextmanager
 def quiet():

@@ -7,7 +7,7 @@ __all__ = ['MODES', 'KEPT', 'pick_device', 'pick_precision', 'read_rows', 'make_
            'compiled', 'reproducible', 'Training', 'training_state', 'resume', 'check_training', 'fit',
            'tuning_schedule', 'fine_tune', 'score_rows']
 
-# %% ../../nbs/training/00_loop.ipynb #67fd84e2
+# %% ../../nbs/training/00_loop.ipynb #71dd401f
 import os, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +22,7 @@ from ..data.pseudo import PSEUDO
 from ..data.samplers import check_batch
 from ..methods.method import Batch, Method, Schedule, load_tensors, outlier_source
 from .checkpoint import read_checkpoint, training_facts, usable, write_checkpoint
+from .memory import recycled_memory
 from .micro_batches import check_portions, most_portions, split_gradients
 
 # %% ../../nbs/training/00_loop.ipynb #ab30e49c
@@ -288,7 +289,7 @@ def check_training(method:Method,       # what shall be trained
     check_batch(split, schedule.batch, schedule.anomalies, method.pseudo, method.n_reference)
     check_portions(schedule.accumulate, schedule.batch, schedule.anomalies)
 
-# %% ../../nbs/training/00_loop.ipynb #ce415d7c
+# %% ../../nbs/training/00_loop.ipynb #df467875
 def fit(method:Method,           # made by `create_method`
         store,                   # ImageStore of the catalog
         split,                   # Split of the same catalog
@@ -320,7 +321,7 @@ def fit(method:Method,           # made by `create_method`
                    compute=compiled(method, compile) if compile else None, split=split_on_oom)
     steps, epochs = [s.epochs*s.steps for _, s in stages], sum(s.epochs for _, s in stages)
     bar = progress_bar(total=sum(steps), desc=progress, unit="step", leave=False, show=progress is not None)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), bar, reproducible(device, deterministic):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), bar, reproducible(device, deterministic), recycled_memory(device):
         torch.manual_seed(seed)
         if saved:
             resume(run, saved, checkpoint)
@@ -351,7 +352,7 @@ def fine_tune(method:Method,      # trained
     short = tuning_schedule(schedule)
     return fit(method, store, split, short, device, precision, seed, outliers, progress, [("tune", short)], **how)
 
-# %% ../../nbs/training/00_loop.ipynb #f1e0f8f7
+# %% ../../nbs/training/00_loop.ipynb #69e5a1c0
 @torch.no_grad()
 def score_rows(method:Method,         # trained, in evaluation mode
                store,                 # ImageStore
@@ -364,7 +365,8 @@ def score_rows(method:Method,         # trained, in evaluation mode
     device, parts = pick_device(device), []
     data = Samples(store, None, device, pick_precision(precision, device))
     method.to(device, memory_format=torch.channels_last).eval()
-    for images in data.batches(rows, batch):
-        with data.autocast(): heads = method.head_scores(images)
-        parts.append(torch.stack([sum(heads.values()), *heads.values()]).float().cpu())
+    with recycled_memory(device), data.autocast():
+        for images in data.batches(rows, batch):
+            heads = method.head_scores(images)
+            parts.append(torch.stack([sum(heads.values()), *heads.values()]).float().cpu())
     return dict(zip(["score", *heads], torch.cat(parts, 1).numpy()))

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['PARTS', 'synchronise', 'seconds_of', 'mark', 'between', 'noise_store', 'noise_split', 'Case', 'make_case', 'released',
            'run_fit', 'run_bare', 'run_steady', 'in_turn', 'ratios', 'Watch', 'watched', 'step_parts', 'run_scoring',
-           'run_backbone', 'counted', 'peak_mb', 'reset_peak', 'memory_mb', 'MemoryPeak', 'step_flops', 'device_peak',
-           'synchronisations']
+           'run_backbone', 'counted', 'peak_mb', 'reset_peak', 'memory_mb', 'settled_mb', 'MemoryPeak', 'step_flops',
+           'device_peak', 'synchronisations']
 
-# %% ../../nbs/training/09_speed.ipynb #c28391bf
-import copy, re, sys, threading, time, warnings
+# %% ../../nbs/training/09_speed.ipynb #18afdaf2
+import copy, gc, re, sys, threading, time, warnings
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -28,6 +28,7 @@ from ..data.samplers import BalancedSampler
 from ..methods.method import Batch, Method, Schedule, create_method, method_schedule
 from . import loop
 from .loop import fit, pick_device, pick_precision, score_rows
+from .memory import recycled_memory, trim_memory
 
 # %% ../../nbs/training/09_speed.ipynb #93719d6a
 def synchronise(device:torch.device):
@@ -78,7 +79,7 @@ def noise_split(n:int,         # images
     normal, rest = np.split(np.arange(n - given), [2*(n - given)//3])
     return Split(normal, np.arange(n - given, n), normal[::-1].copy(), rest, np.zeros(len(rest), bool), "")
 
-# %% ../../nbs/training/09_speed.ipynb #56e2e6d3
+# %% ../../nbs/training/09_speed.ipynb #29e9470a
 @dataclass
 class Case:
     "A training to be measured"
@@ -91,6 +92,7 @@ class Case:
     channels_last:bool=True  # False: NCHW in memory
     fused:bool=True          # optimiser: False: as torch chooses
     compile:object=False     # of the training step: True, or a mode of torch.compile
+    recycled:bool=True       # memory: False: as the C library does it, see `recycled_memory`
 
     @property
     def layout(self): return torch.channels_last if self.channels_last else torch.contiguous_format
@@ -103,6 +105,8 @@ class Case:
         return method, torch.optim.Adam(learners, lr=s.lr, weight_decay=s.weight_decay, fused=self.fused or None)
 
     def autocast(self): return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def memory(self): return recycled_memory(self.device) if self.recycled else nullcontext()
 
     def step(self, method, optimiser, batch:Batch)->dict:  # head -> loss
         "Forward, backward and optimiser, as in `fit`"
@@ -120,7 +124,7 @@ class Case:
         images = torch.randn(s.batch + m.n_reference, 3, side, side, device=self.device).contiguous(memory_format=self.layout)
         return Batch(images[:s.batch], index.labels.to(self.device), images[s.batch:] if m.n_reference else None)
 
-# %% ../../nbs/training/09_speed.ipynb #7d6b6a99
+# %% ../../nbs/training/09_speed.ipynb #1ac2f004
 def make_case(store,                    # images
               split:Split,
               steps:int,                # to be timed
@@ -137,10 +141,10 @@ def make_case(store,                    # images
     return Case(net, store, split, schedule, device, pick_precision(precision, device))
 
 def released(case:Case)->Case:
-    "The same training as the released code computes: float32, NCHW, Adam as it comes"
-    return replace(case, precision="fp32", channels_last=False, fused=False, compile=False)
+    "The same training as the released code computes: float32, NCHW, Adam and memory as they come"
+    return replace(case, precision="fp32", channels_last=False, fused=False, compile=False, recycled=False)
 
-# %% ../../nbs/training/09_speed.ipynb #802176ca
+# %% ../../nbs/training/09_speed.ipynb #e0505135
 def run_fit(case:Case,   # as the package computes
             seed:int=0,
             **how        # further arguments of `fit`
@@ -154,7 +158,8 @@ def run_bare(case:Case)->dict:  # seconds; losses of the first and the last step
     "As many steps on one batch of noise that is already on the device, timed"
     (method, optimiser), batch, losses = case.start(), case.noise(), []
     def steps():
-        for _ in range(case.schedule.steps): losses.append(case.step(method, optimiser, batch))
+        with case.memory():
+            for _ in range(case.schedule.steps): losses.append(case.step(method, optimiser, batch))
     seconds, _ = seconds_of(steps, device=case.device)
     return dict(seconds=seconds, losses=[sum(o.values()).item() for o in (losses[0], losses[-1])])
 
@@ -247,7 +252,7 @@ def step_parts(case:Case,   # as the package computes
     with watched(watch, method, case.store): fit(method, case.store, case.split, schedule, str(case.device), case.precision)
     return watch.seconds(warm)
 
-# %% ../../nbs/training/09_speed.ipynb #2744f18b
+# %% ../../nbs/training/09_speed.ipynb #135684a7
 def run_scoring(case:Case,
                 method:Method,  # trained
                 rows,           # of the store
@@ -268,8 +273,8 @@ def run_backbone(case:Case,
     method, side = method.to(case.device, memory_format=case.layout).eval(), case.store.size
     scales = [torch.randn(min(batch, n), 3, side >> k, side >> k, device=case.device).contiguous(memory_format=case.layout) for k in range(getattr(method, "scales", 1))]
     def forward():
-        for start in range(0, n, batch):
-            with case.autocast():
+        with case.memory(), case.autocast():
+            for start in range(0, n, batch):
                 if heads: method.head_scores(scales[0][:n - start])
                 else: [method.backbone(level[:n - start]) for level in scales]
     return seconds_of(forward, device=case.device)[0]
@@ -306,12 +311,18 @@ def reset_peak():
     try: Path("/proc/self/clear_refs").write_text("5")
     except OSError: pass
 
-# %% ../../nbs/training/09_speed.ipynb #56295a48
+# %% ../../nbs/training/09_speed.ipynb #486ff886
 def memory_mb(device:torch.device)->float:
     "Memory in use now: anonymous memory of the process, or on a GPU the most that tensors held since the last reset; MB"
     if device.type == "cuda": return torch.cuda.max_memory_allocated(device)/1e6
     try: return _status("RssAnon")
     except (OSError, AttributeError): return peak_mb()
+
+def settled_mb(device:torch.device)->float:
+    "`memory_mb` once what is free has gone back to the system, where the C library can (glibc)"
+    gc.collect()
+    trim_memory()
+    return memory_mb(device)
 
 class MemoryPeak:
     "In a `with` block: `mb`, the peak of the memory in use above what was in use before"
@@ -326,7 +337,8 @@ class MemoryPeak:
 
     def __enter__(self):
         if self.device.type == "cuda": torch.cuda.reset_peak_memory_stats(self.device)
-        if self.above is None: self.above = memory_mb(self.device)
+        before = settled_mb(self.device)
+        if self.above is None: self.above = before
         self.thread = threading.Thread(target=self._look, daemon=True)
         if self.device.type != "cuda": self.thread.start()
         return self

@@ -6,7 +6,7 @@
 __all__ = ['NETWORK', 'GROUPS', 'LINES', 'COLUMNS', 'measure_speed', 'speed_summary', 'write_frame', 'speed_figure',
            'read_benchmarks', 'from_benchmarks', 'allowance', 'slug', 'targets_table', 'targets_figure']
 
-# %% ../../nbs/training/11_speed_figures.ipynb #0726cfe2
+# %% ../../nbs/training/11_speed_figures.ipynb #0d5afe78
 import html, re, tempfile
 from pathlib import Path
 
@@ -15,9 +15,9 @@ import pandas as pd
 
 from ..core import atomic
 from .loop import pick_device
-from .speed import MemoryPeak, in_turn, make_case, memory_mb, noise_split, noise_store, replace, run_bare, run_fit, step_parts
+from .speed import MemoryPeak, in_turn, make_case, noise_split, noise_store, replace, run_bare, run_fit, settled_mb, step_parts
 
-# %% ../../nbs/training/11_speed_figures.ipynb #a28f5949
+# %% ../../nbs/training/11_speed_figures.ipynb #81a75327
 def _rates(case, repeats):
     "way -> images per second, each repeat: `fit` and bare steps, in the case's precision and in fp32"
     ways = {f"{name}, {p}": lambda run=run, p=p: run(replace(case, precision=p))["seconds"]
@@ -35,7 +35,7 @@ def measure_speed(sizes,               # image sizes, pixels
                   device:str="auto", precision:str="auto", backbone:str="resnet18",
                  )->pd.DataFrame:      # columns size, measure, way, unit, value (median), min, max
     "Parts of a step, images per second and memory of DRA on this machine"
-    rows, before = [], memory_mb(pick_device(device))
+    rows, before = [], settled_mb(pick_device(device))
     with tempfile.TemporaryDirectory(prefix="dra_nb_speed_") as folder:
         for size in sorted(sizes):
             store = noise_store(Path(folder, f"{size}.npy"), 40, size)

@@ -9,7 +9,7 @@ __all__ = ['NORMAL', 'ANOMALY', 'GREY', 'MOVED', 'TITLES', 'LISTED', 'FLIPS', 'W
            'ImageReport', 'cards', 'report_html', 'report', 'at_threshold', 'flips', 'compared', 'Movable', 'Explorer',
            'picked', 'rows_of', 'moves_html', 'Controls', 'explorer']
 
-# %% ../../nbs/training/10_viewer.ipynb #eda20307
+# %% ../../nbs/training/10_viewer.ipynb #c8602807
 import base64, heapq, io, math, os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -23,6 +23,8 @@ from ..data.own import NORMAL_FOLDERS
 from ..data.sources import read_labelled, stream
 from .detector import as_frame, judge, refuse_errors, test_parts, title_of
 from .heatmaps import common_scale, map_kinds, overlay
+from .loop import pick_device
+from .memory import recycled_memory
 from .threshold import Threshold, candidates
 
 # %% ../../nbs/training/10_viewer.ipynb #b2e870b8
@@ -152,15 +154,16 @@ def strips_html(spreads:list, lines, axis:Axis)->str:
     "The histograms as HTML"
     return fill(_STRIPS, strips=[o for s in spreads for o in strips(s, lines, axis)], ticks=[f"{axis.score(p):.3g}" for p in (0, .25, .5, .75, 1)])
 
-# %% ../../nbs/training/10_viewer.ipynb #2e60fcd2
+# %% ../../nbs/training/10_viewer.ipynb #4ef9028e
 def with_pixels(detector,        # that has learnt
                 images,          # as for `score_stream`
                 batch:int=32,    # images scored at a time, and held in memory
                ):
     "Yield (Scored, pixels uint8 (3, size, size) or None) of each image"
     source = stream(images, detector.image_size)
-    while portion := list(islice(source, batch)):
-        for o, (_, pixels, _) in zip(judge(detector, portion), portion): yield o, pixels
+    with recycled_memory(pick_device(detector.device_)):
+        for portion in iter(lambda: list(islice(source, batch)), []):
+            for o, (_, pixels, _) in zip(judge(detector, portion), portion): yield o, pixels
 
 def class_of(label)->str:  # 0, 1, True, False or a name -> '' for normals
     "The class that a label stands for"
