@@ -14,7 +14,7 @@ import torch
 
 from dra_nb.training.speed import Case, device_peak, make_case, noise_split, noise_store, ratios, released, replace, run_fit, run_steady, seconds_of, step_flops, synchronisations
 
-from measured import main, parser, positive, row, say
+from measured import alone, main, parser, positive, row, say
 
 EPOCHS, STEPS = 30, 20  # of a run of the paper
 
@@ -53,7 +53,7 @@ def bare_rows(case:Case, args, name:str)->list:
     rows.append(row("operations of a step", name, "TFLOP", flops/1e12))
     for way, c in cases(case, args).items():
         say(f"bare steps, {way}")
-        seconds = bare_steps(c, args.repeats) if c else []
+        seconds = [] if c is None else bare_steps(c, args.repeats) if c.recycled else alone(bare_steps, c, args.repeats)  # here it would find what others have freed
         base = base or seconds
         rows += [row(f"bare steps, {way}", name, "images/s", [args.batch/s for s in seconds]), row(f"speed-up over base, {way}", name, "", ratios(base, seconds) if seconds else []),
                  row(f"share of the {c.precision if c else 'bf16'} peak, {way}", name, "", [flops/s/peaks[c.precision] for s in seconds])]
@@ -92,8 +92,9 @@ def measure(args, folder:Path)->list:
     return rows + (paper_rows(case, args, name) if args.paper else [])
 
 NOTES = """
-- Bare steps: forward, backward and update on random numbers that are on the device, after a round that is not timed. Every way is timed by itself.
-- The peak is the best rate of a square matrix product in the same precision; operations are counted by torch, forward and backward, references included.
+- Bare steps: forward, backward and update on random numbers that are on the device, after a round that is not timed. Every way is timed by itself,
+  those that leave memory to the C library in processes of their own.
+- The peak is the best rate of a square matrix product in the same precision (on a CPU also as a convolution of single pixels); operations are counted by torch, forward and backward, references included.
 - `fit`: each step after the first four, so that neither the start nor the compiler counts. A whole run counts everything; its compiler finds on
   the disk what it made for the steps before."""
 

@@ -20,7 +20,7 @@ from dra_nb.models.backbone import weights_id
 from dra_nb.training.speed import PARTS, Case, in_turn, make_case, peak_mb, ratios, released, replace, run_bare, run_fit, seconds_of, step_parts, synchronisations
 
 from data import image_folder
-from measured import cores, main, numbers, parser, positive, row, say, training_options, whole
+from measured import alone, cores, main, numbers, parser, positive, row, say, training_options, whole
 from plain_pipeline import plain_batches
 
 WARM_UP, RUN = 2, 600  # steps that are not timed; steps of a run of the paper
@@ -92,8 +92,9 @@ def overhead_rows(case:Case, args, name:str)->list:
 def plain_rows(case:Case, catalog, build:float, args, name:str)->list:
     "`fit` against the plain pipeline: with the same compute, and with that of the released code"
     ways = {"fit": lambda: run_fit(case)["seconds"]}
-    for kind, c in (("same compute", case), ("as released", released(case))):
-        for n in args.workers: ways[kind, n] = lambda c=c, n=n, kind=kind: run_plain(c, catalog, n, kind == "as released")
+    for n in args.workers:
+        ways["same compute", n] = lambda n=n: run_plain(case, catalog, n, False)
+        ways["as released", n] = lambda n=n: alone(run_plain, released(case), catalog, n, True)  # here it would find the memory that `fit` has freed
     found, images, steps = in_turn(ways, args.repeats), case.schedule.steps*case.schedule.batch, case.schedule.steps
     size, target = TARGETS[case.device.type]["plain"]
     rows = [row(f"plain pipeline, {way[0]}, {way[1]} workers", name, "images/s", [images/s for s in seconds]) for way, seconds in found.items() if way != "fit"]
@@ -134,7 +135,8 @@ NOTES = f"""
   and updates on noise that is on the device. They are measured in turn, and compared pair by pair.
 - Parts of a step: from marks within `fit` (`dra_nb.training.speed`); they sum to the whole step. *Read* is how long it waited for the rows.
 - Plain: PIL, torchvision transforms and a DataLoader, every file, references too, decoded at every step; its workers run before the clock
-  starts. *Same compute*: the step of `fit`. *As released*: float32, NCHW, Adam and the C library's memory as they come, and every loss read at every step.
+  starts. *Same compute*: the step of `fit`. *As released*: float32, NCHW, Adam and memory as they come, every loss read at every step, in a
+  process of its own.
 - A run of {RUN} steps: seconds per step times {RUN}; for `fit` also the building of the store from the same files, which later runs find ready.
 - Other ways to compute: bare steps, so that nothing but the computing differs."""
 

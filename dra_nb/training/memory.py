@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['c_library', 'trim_memory', 'recycled_memory']
 
-# %% ../../nbs/training/12_memory.ipynb #2eecb06a
-import ctypes, threading
+# %% ../../nbs/training/12_memory.ipynb #e5558d0f
+import ctypes, mmap, threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
-# %% ../../nbs/training/12_memory.ipynb #255a23d9
+# %% ../../nbs/training/12_memory.ipynb #4eacad05
 def c_library():
     "The C library of this process; None where it cannot be asked (Windows)"
     try: return ctypes.CDLL(None)
@@ -24,19 +25,19 @@ def trim_memory():
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # malloc.h
 _USUAL = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}  # where glibc's own rule ends once large tensors have been freed
 _KEEP = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
+_lock, _open = threading.Lock(), [0]  # how many blocks recycle at the moment
 
-class _Open:
-    "How many blocks recycle at the moment"
-    lock, count = threading.Lock(), 0
+def _own_bytes()->int:
+    "Memory of this process that no file stands behind"
+    resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
+    return (resident - shared)*mmap.PAGESIZE
 
-    @classmethod
-    def add(cls, n:int)->int:
-        with cls.lock:
-            cls.count += n
-            return cls.count
-
-def _set(library, options:dict):
-    for option, value in options.items(): library.mallopt(option, value)
+def _add(n:int, library, options:dict):
+    "One block more or less; the first and the last one set the options"
+    with _lock:
+        if max(_open[0], _open[0] + n) == 1:
+            for option, value in options.items(): library.mallopt(option, value)
+        _open[0] += n
 
 @contextmanager
 def recycled_memory(device:torch.device):
@@ -45,9 +46,9 @@ def recycled_memory(device:torch.device):
     if device.type != "cpu" or not hasattr(library, "gnu_get_libc_version"):
         yield
         return
-    if _Open.add(1) == 1: _set(library, _KEEP)
+    before = _own_bytes()
+    _add(1, library, _KEEP)
     try: yield
     finally:
-        if _Open.add(-1) == 0:
-            _set(library, _USUAL)
-            trim_memory()
+        _add(-1, library, _USUAL)
+        if not _open[0] and _own_bytes() - before > _USUAL[_TRIM_THRESHOLD]: library.malloc_trim(0)  # little is kept: the next image will want it

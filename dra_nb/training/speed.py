@@ -348,7 +348,7 @@ class MemoryPeak:
         if self.thread.is_alive(): self.thread.join()
         self.mb = max(self.mb, memory_mb(self.device) - self.above)
 
-# %% ../../nbs/training/09_speed.ipynb #f4bda1c9
+# %% ../../nbs/training/09_speed.ipynb #68a6c850
 def step_flops(case:Case)->int:
     "Floating point operations of one bare step"
     from torch.utils.flop_counter import FlopCounterMode
@@ -370,17 +370,19 @@ def device_peak(device:torch.device,
                 seconds:float=.3,   # of each product
                 sizes:tuple=None,   # of the square matrices; None: suited to the device
                )->float:            # operations per second
-    "The best rate of a square matrix product"
+    "The best rate of a square matrix product; on a CPU also as a convolution, since torch computes the two with different libraries"
     kind, best = torch.bfloat16 if precision == "bf16" else torch.float32, 0.
     for n in sizes or ((4096, 8192, 16384) if device.type == "cuda" else (1024, 2048)):
         a, b = (torch.randn(n, n, device=device).to(kind) for _ in range(2))
-        def product(times):
-            for _ in range(times): torch.mm(a, b)
-        with _alike(device):
-            product(2)
-            once, _ = seconds_of(product, 2, device=device)
-            times = max(1, round(2*seconds/max(once, 1e-6)))
-            best = max(best, 2*n**3*times/seconds_of(product, times, device=device)[0])
+        image = a.view(1, n, 32, n//32).contiguous(memory_format=torch.channels_last)
+        for way in (lambda: a @ b, lambda: torch.nn.functional.conv2d(image, b[..., None, None]))[:2 if device.type == "cpu" else 1]:
+            def product(times):
+                for _ in range(times): way()
+            with _alike(device):
+                product(2)
+                once, _ = seconds_of(product, 2, device=device)
+                times = max(1, round(2*seconds/max(once, 1e-6)))
+                best = max(best, 2*n**3*times/seconds_of(product, times, device=device)[0])
     return best
 
 # %% ../../nbs/training/09_speed.ipynb #55de8a10
