@@ -15,6 +15,7 @@ import torch
 from dra_nb.core import DraError
 from dra_nb.data.catalog import load_catalog
 from dra_nb.data.sources import Decoded
+from dra_nb.models.folding import folded
 from dra_nb.training.detector import AnomalyDetector
 from dra_nb.training.export import OnnxDetector, examples, export_onnx, onnx_tools
 from dra_nb.training.loop import pick_device, score_rows
@@ -57,9 +58,10 @@ def measure_method(method:str, args, paths:tuple, folder:Path)->list:
         exported = OnnxDetector(folder/f"{method}.onnx", args.threads)
         rows += [row("ONNX file", method, "MB", report["size_mb"]), row("ONNX: largest difference of scores", method, "", report["difference"])]
         d = AnomalyDetector.load(file, args.device)
+    quick = folded(d.method_)  # as a detector does it, once
     for n in args.batches:
         images = examples(n, args.size)
-        ways = {"PyTorch": (lambda: score_rows(d.method_, Decoded(images), np.arange(n), str(device), "fp32", n), device)}
+        ways = {"PyTorch": (lambda: score_rows(quick, Decoded(images), np.arange(n), str(device), "fp32", n, fold=False), device)}
         if exported: ways["ONNX"] = (lambda: exported.scores(images.numpy()), torch.device("cpu"))
         for way, (call, where) in ways.items(): rows += latency_rows(latencies(call, args.seconds, where), n, f"{method}, {way}, batch of {n}")
     stream = latencies(lambda: [o.score for o in d.score_stream(paths[0], batch=max(args.batches))], args.seconds, device, least=2)

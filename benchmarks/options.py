@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from dra_nb.training.speed import Case, device_peak, make_case, noise_split, noise_store, ratios, released, replace, run_fit, run_steady, seconds_of, step_flops, synchronisations
+from dra_nb.training.speed import Case, MemoryPeak, device_peak, make_case, noise_split, noise_store, ratios, released, replace, run_fit, run_steady, seconds_of, step_flops, synchronisations
 
 from measured import alone, main, parser, positive, row, say
 
@@ -81,8 +81,10 @@ def paper_rows(case:Case, args, name:str)->list:
     for way, how in ({"as it comes": {}} | compilers(case, args)).items():
         say(f"a whole run, {way}")
         forget()
-        rows.append(row(f"a whole run of fit, {way}", length, "s", run_fit(run, **how)["seconds"] if how is not None else [], "below 60" if full and gpu and (args.size, args.batch) == (448, 48) else ""))
-    return rows + ([row("memory: peak of the tensors on the GPU", length, "MB", torch.cuda.max_memory_allocated(case.device)/1e6)] if gpu else [])
+        with MemoryPeak(case.device, 0.) as memory: seconds = run_fit(run, **how)["seconds"] if how is not None else []
+        rows.append(row(f"a whole run of fit, {way}", length, "s", seconds, "below 60" if full and gpu and (args.size, args.batch) == (448, 48) else ""))
+        if gpu: rows.append(row(f"memory: peak of the tensors on the GPU, {way}", length, "MB", memory.mb))
+    return rows
 
 def measure(args, folder:Path)->list:
     "Everything"

@@ -31,7 +31,7 @@ def measure_seconds(path:Path, n:int, args)->dict:
     with counted(method) as count: run_scoring(case, method, rows[:args.batch], args.batch)
     run_backbone(case, method, min(n, args.batch), args.batch)
     ways = {"score": lambda: run_scoring(case, method, rows, args.batch)["seconds"], "backbone": lambda: run_backbone(case, method, n, args.batch),
-            "heads": lambda: run_backbone(case, method, n, args.batch, heads=True)}
+            "folded": lambda: run_backbone(case, method, n, args.batch, fold=True), "heads": lambda: run_backbone(case, method, n, args.batch, heads=True, fold=True)}
     return dict(in_turn(ways, args.repeats), passes=count["images"]/min(n, args.batch), encoded=encoded + count["references"])
 
 def measure_memory(path:Path, n:int, args)->tuple:
@@ -51,7 +51,8 @@ def measure(args, tmp:Path)->list:
     found = alone(measure_seconds, path, n, args)
     rows = [row("score_rows", names[n], "images/s", [n/s for s in found["score"]]), row("bare backbone", names[n], "images/s", [n/s for s in found["backbone"]]),
             row("wall time, score_rows / bare backbone", names[n], "", ratios(found["score"], found["backbone"]), "at most 1.1"),
-            row("wall time, backbone and heads / bare backbone", names[n], "", ratios(found["heads"], found["backbone"])),
+            row("wall time, score_rows / bare backbone, folded", names[n], "", ratios(found["score"], found["folded"])),
+            row("wall time, backbone and heads, folded / bare backbone, folded", names[n], "", ratios(found["heads"], found["folded"])),
             row("passes of an image through the backbone", names[n], "", found["passes"], "at most 2"), row("times that references were encoded", names[n], "", found["encoded"], "at most 1")]
     memory = {n: (say(f"{names[n]}: memory"), alone(measure_memory, path, n, args))[1] for n in args.images}
     for n, (growth, process) in memory.items():
@@ -60,8 +61,9 @@ def measure(args, tmp:Path)->list:
     return rows + [row(f"growth of memory, {most} / {least} images", f"{args.size} px", "", memory[most][0]/max(memory[least][0], 1), "at most 1.1")]
 
 NOTES = """
-- Bare backbone: as many images of random numbers that are on the device, at both scales, in batches of the same sizes and the same precision. Backbone and
-  heads: the same with what the heads compute, the least that a score can take.
+- Bare backbone: as many images of random numbers that are on the device, at both scales, in batches of the same sizes and the same precision. `score_rows`
+  folds normalisations into convolutions; the bare backbone is as it was trained, and a second time folded, too. Backbone and heads: with what the
+  heads compute, the least that a score can take.
 - Two passes per image: one for each scale. References are encoded when the training ends.
 - Growth: anonymous memory (on a GPU: of tensors), from before the network is
   copied and its references are encoded to the peak of scoring, each in a process of its own. The peak of the process also counts what it imported, and the pages of the store that it touched, which the system may take back."""

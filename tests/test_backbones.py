@@ -11,6 +11,7 @@ from dra_nb.data.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from dra_nb.data.protocols import Split
 from dra_nb.methods.method import Batch, Schedule, create_method, load_method, method_schedule, save_method
 from dra_nb.models.backbone import Backbone, create_backbone, weights_id
+from dra_nb.models.folding import folded, norm_pairs
 from dra_nb.models.timm_backbone import find_layout, find_reductions, full_name
 from dra_nb.training.loop import fit, score_rows
 
@@ -32,6 +33,15 @@ SPLIT = Split(normal=np.arange(14), given=np.arange(20, 24), references=np.arang
               seen=np.arange(12) >= 6, known_class="")
 
 # ------------------------------------------------------------------ what is announced is what comes
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [*FAMILIES, "timm:test_efficientnet"])
+def test_folded_the_maps_are_the_same(name, images):
+    net = create_backbone(name)
+    for _ in range(3): net(torch.randn(8, 3, 64, 64))  # statistics that are not 0 and 1
+    net.eval()
+    if name == FAMILIES[0]: assert norm_pairs(net)  # its shortcuts
+    for a, b in zip(net.stages(images), folded(net).stages(images), strict=True): torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-4*a.abs().max().item())
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("shape", [(64, 64), (160, 96)])

@@ -128,6 +128,14 @@ def test_missing_data(call, tmp_path, args):
         if data: assert str(data[1]) in message
     assert not (tmp_path/"out").exists()
 
+def test_a_crash_is_no_answer(call, monkeypatch):
+    "1 is an answer of some commands, and what Python ends with by itself"
+    def crash(*args): raise RuntimeError("out of luck")
+    monkeypatch.setattr("dra_nb.experiments.detector_cli._load", crash)
+    open("a.png", "w").close()
+    status, _, err = call("score", "model", "a.png")
+    assert status == 2 and "Traceback" in err and "RuntimeError: out of luck" in err
+
 def test_real_process_refuses(tmp_path):
     message = refused(dra_nb("run", "textures", "--category", "weav", "--out", tmp_path/"out"))
     assert "Did you mean 'weave'?" in message and not (tmp_path/"out").exists()
@@ -145,12 +153,13 @@ def test_run_on_the_textures(tmp_path):
 
     from dra_nb.data.catalog import load_catalog
     from dra_nb.data.images import open_store
+    from dra_nb.experiments.grids import PROFILES
     from dra_nb.methods.method import load_method
     from dra_nb.training.loop import score_rows
     record, table = json.loads(files[0].read_text()), pd.read_parquet(files[1])
     catalog = load_catalog("textures")
     rows = [i for i, p in enumerate(catalog.path) if p.removeprefix(catalog.attrs["root"] + "/") in set(table.path)]
-    scores = score_rows(load_method(tmp_path/"m"/"model.safetensors"), open_store(catalog, 96, progress=False), rows, "cpu", record["provenance"]["precision"])
+    scores = score_rows(load_method(tmp_path/"m"/"model.safetensors"), open_store(catalog, PROFILES["smoke"].image_size, progress=False), rows, "cpu", record["provenance"]["precision"])
     assert len(rows) == len(table) == 130 and table.score.std() > 0
     np.testing.assert_allclose(scores["score"], table.score, rtol=1e-3, atol=1e-3)
 

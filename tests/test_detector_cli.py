@@ -190,6 +190,24 @@ def test_earlier_results_are_not_overwritten(model, inbox, tmp_path):
     with pytest.raises(DraError, match="is there already"): detector_cli.Results(out, [])  # of two at once, the second
     assert (out/"scores.csv").read_bytes() == before["scores.csv"]
 
+def test_a_place_that_cannot_be(model, inbox, parts, tmp_path, monkeypatch):
+    "Refused before the model is loaded, and nothing is left; so is an image whose name no disk would take"
+    monkeypatch.setattr(AnomalyDetector, "load", lambda *a, **k: pytest.fail("it was loaded"))
+    monkeypatch.setattr("dra_nb.training.detector.train", lambda *a, **k: pytest.fail("it trained"))
+    (tmp_path/"file").write_text("x")
+    places = [tmp_path/"file/out", tmp_path/("x"*300), *["/proc/out"]*os.path.isdir("/proc")]
+    for out in places: refused("cannot be made", "score", model, inbox, "--out", out)
+    refused("cannot be made", "fit", parts/"train/good", *QUICK, "-o", tmp_path/("x"*300)/"m.safetensors")
+    refused("cannot be written", "fit", parts/"train/good", *QUICK, "-o", tmp_path/("x"*300))
+    refused("does not exist", "score", model, tmp_path/("x"*300), "--out", tmp_path/"out")
+    assert sorted(os.listdir(tmp_path)) == ["file", "inbox"]
+
+def test_a_folder_of_both_is_no_folder_of_normals(model, parts, monkeypatch):
+    monkeypatch.setattr("dra_nb.training.detector.train", lambda *a, **k: pytest.fail("it trained"))
+    refused("holds 'good' beside 'scratch'", "fit", parts/"test", *QUICK, "-o", parts/"m.safetensors")
+    refused("holds 'good' beside 'scratch'", "eval", model, parts/"test", "--device", "cpu")
+    assert call("score", model, parts/"test", "--device", "cpu")[0] in (0, 1)  # no labels, no question
+
 def test_what_is_not_there_or_no_detector(model, inbox, tmp_path):
     (tmp_path/"empty/deeper").mkdir(parents=True), (tmp_path/"empty/notes.txt").write_text("no picture")
     out = ["--out", tmp_path/"out", "--device", "cpu"]
@@ -232,12 +250,20 @@ def test_an_interrupt_is_no_answer(model, parts, tmp_path, monkeypatch):
     status, _, err = call("score", model, parts/"train/good", "--out", tmp_path/"out", "--device", "cpu")
     assert status == 130 and "interrupted after 3 images" in err and len(pd.read_csv(tmp_path/"out/scores.csv")) == 3
 
-def test_an_overlay_that_cannot_be_written_stops_nothing(model, inbox, tmp_path):
+def test_an_overlay_that_cannot_be_written_stops_nothing(model, inbox, tmp_path, capsys):
     (inbox/"left/000b.png").unlink()
     (inbox/"left/000.png.png").mkdir()  # its overlays would need a folder of the name of another overlay
     shutil.copy(inbox/"left/001.png", inbox/"left/000.png.png/a.png")
     status, _, err = call("score", model, inbox, "--out", tmp_path/"out", "--device", "cpu")
-    assert status in (0, 1) and err.count("no overlay of") == 1 and len(pd.read_csv(tmp_path/"out/scores.csv")) == 5 and len(files(tmp_path/"out/overlays")) == 4
+    table = pd.read_csv(tmp_path/"out/scores.csv")
+    assert status in (0, 1) and err.count("no overlay of") == 1 and len(table) == 5 and len(files(tmp_path/"out/overlays")) == 4
+    assert sorted(table.overlay.dropna()) == [f"overlays/{o}" for o in files(tmp_path/"out/overlays")]  # a row names a picture that is there
+    assert sum(json.loads(o)["overlay"] is None for o in open(tmp_path/"out/scores.jsonl")) == 1
+    overlays = detector_cli.Overlays(tmp_path/"one/overlays", str(inbox))
+    row = next(AnomalyDetector.load(model, "cpu").score_stream(inbox/"left/000.png", maps="score"))
+    assert overlays.add(row) == "overlays/left/000.png.png"
+    row.map[:] = np.nan
+    assert overlays.add(row) is None and "not finite" in capsys.readouterr().err
 
 def test_strange_names(strict, parts, tmp_path):
     "A name can hold commas, quotes, line breaks, escape codes and bytes that are no text"

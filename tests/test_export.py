@@ -1,5 +1,5 @@
 "A detector as an ONNX file: it says what PyTorch says, to anybody, and what cannot be written leaves no file."
-import json, sys
+import json, os, sys
 
 import numpy as np, pytest, torch
 
@@ -7,6 +7,7 @@ pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
 
 from conftest import picture, python, succeeded
 from dra_nb.core import DraError
+from dra_nb.methods.method import load_methods
 from dra_nb.training.detector import AnomalyDetector
 from dra_nb.training.export import OnnxDetector, difference, export_onnx
 
@@ -28,9 +29,9 @@ def file(detector, tmp_path_factory):
     export_onnx(detector, path, repeats=0)
     return path
 
-@pytest.mark.parametrize("name", ["dra", "devnet", "flos", "patchcore", "minns", "deep_sad", "ahl", "multiclass", "kdad", "mlep"])
+@pytest.mark.parametrize("name", sorted(load_methods()))
 def test_says_what_pytorch_says(name, tmp_path):
-    d = AnomalyDetector(name, **QUICK, **{"pool": 24} if name == "ahl" else {}).fit(GOOD, DENTS)
+    d = AnomalyDetector(name, **QUICK, **{"pool": 24} if name == "ahl" else {}).fit(GOOD, DENTS, **{"outliers": GOOD[::-1]} if name == "saoe" else {})
     assert export_onnx(d, tmp_path/"x.onnx", repeats=0)["difference"] < 1e-3
     exported, ours = OnnxDetector(tmp_path/"x.onnx"), d.score_samples(BOTH)
     for batch in (1, 8, 11): assert difference(ours, exported.score_samples(BOTH, batch)) < 1e-3
@@ -115,6 +116,21 @@ def test_what_is_no_export_is_refused(tmp_path, detector, file):
     for path, word in ((tmp_path/"x.onnx", "not a detector"), (tmp_path/"gone.onnx", "does not exist"), (tmp_path, "does not exist")):
         with pytest.raises(DraError, match=word): OnnxDetector(path)
     with pytest.raises(DraError, match="learnt nothing"): export_onnx(AnomalyDetector(), tmp_path/"y.onnx")
+
+def test_scores_are_asked_for_like_those_of_a_detector(file, tmp_path):
+    "Batch by batch, so that memory does not depend on their number; nothing to score, a batch of 0 and what cannot be read are refused in words"
+    exported, asked, first = OnnxDetector(file), [], []
+    run = exported.scores
+    exported.scores = lambda pixels: first.append(len(asked)) or run(pixels)
+    many = 4*os.cpu_count() + 20  # the stream reads two images ahead for each core
+    scores = exported.score_samples((asked.append(i) or BOTH[i % 11] for i in range(many)), batch=4)
+    np.testing.assert_allclose(scores, np.resize(run(BOTH.transpose(0, 3, 1, 2))["score"], many), rtol=1e-4)
+    assert first[0] < many == len(asked) and len(first) == -(-many//4)
+    for nothing in ([], tmp_path, iter(())):
+        with pytest.raises(DraError, match="no images"): exported.score_samples(nothing)
+    for batch in (0, -1, 1.5):
+        with pytest.raises(DraError, match="at least 1"): exported.score_samples(BOTH, batch)
+    with pytest.raises(DraError, match="1 of 3 images have no score"): exported.score_samples([BOTH[0], tmp_path/"gone.png", BOTH[1]], batch=1)
 
 def test_without_onnx_the_extra_is_named(detector, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)

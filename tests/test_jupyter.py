@@ -139,7 +139,7 @@ def test_labels_as_they_come(detector, labelled, tmp_path):
     catalog = read_labelled(labelled)
     names = [o.name for o in whole.shown]
     kinds = dict(zip(catalog.path, catalog.defect))
-    for source, labels in ((catalog, None), (names, [kinds[n] for n in names]), (iter(names), iter([int(kinds[n] != "") for n in names]))):
+    for source, labels in ((catalog, None), (names, [kinds[n] for n in names]), (iter(names), iter([int(kinds[n] != "") for n in names])), (names, ["01"[kinds[n] != ""] for n in names])):
         again = report(detector, source, labels, top=99)
         assert [o.name for o in again.shown] == names and [bool(k) for k in again.classes] == [bool(k) for k in whole.classes]
     unknown = report(detector, labelled/"normal")

@@ -8,6 +8,7 @@ from dra_nb.core import DraError
 from dra_nb.data.protocols import Split, make_split
 from dra_nb.data.pseudo import Outliers
 from dra_nb.methods.method import Schedule, create_method, load_method, load_methods, method_schedule, outlier_source, save_method
+from dra_nb.models.folding import folded
 from dra_nb.training.loop import Samples, fit, make_batch, score_rows
 
 class Toy:
@@ -90,6 +91,13 @@ def test_scores_do_not_depend_on_the_batch(name, images):
     whole, alone = method.score(images), torch.cat([method.score(i[None]) for i in images])
     torch.testing.assert_close(alone, whole, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(method.score(images.flip(0)).flip(0), whole, rtol=1e-3, atol=1e-4)
+
+def test_folded_it_scores_the_same(name):
+    method, _ = trained(name)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded(method).backbone.modules())
+    plain, quick = (score_rows(method, STORE, SPLIT.test, "cpu", "fp32", fold=fold) for fold in (False, True))
+    for head, scores in plain.items(): np.testing.assert_allclose(quick[head], scores, rtol=1e-3, atol=1e-4*np.abs(scores).max())
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in method.backbone.modules())  # the method itself stays as it is
 
 @torch.no_grad()
 def test_saved_and_loaded(name, tmp_path, images):

@@ -29,7 +29,7 @@ def test_files(study, first):
         assert (out/name).stat().st_size > 100, name
     for name in ("table1.md", "table1.png", "table1_general.ipynb"): assert str(out/name) in first
     assert (out/"table1.png").read_bytes()[:4] == b"\x89PNG" and (out/"table1.pdf").read_bytes()[:4] == b"%PDF"
-    assert "Profile smoke: 96 px" in (out/"table1.md").read_text() and "published" not in (out/"table1.md").read_text()  # nothing is published for our own data
+    assert "Profile smoke: 64 px" in (out/"table1.md").read_text() and "published" not in (out/"table1.md").read_text()  # nothing is published for our own data
 
 def test_table_holds_the_records(study, first):
     out = study[0]/"out"/"smoke"

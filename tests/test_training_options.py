@@ -2,6 +2,7 @@
 from dataclasses import replace
 
 import numpy as np, pytest, torch
+from torch.overrides import TorchFunctionMode
 
 from dra_nb.core import DraError
 from dra_nb.experiments.runs import RunSpec
@@ -17,22 +18,40 @@ SHORT = Schedule(epochs=2, steps=3, batch=12, anomalies=4, lr=1e-3, decay_every=
 
 def small(**settings): return create_method("dra", backbone="resnet18_stage2", **settings)
 
+class Copies(TorchFunctionMode):
+    "Counts the copies from the CPU to `meta`, and notes those that would wait for the device"
+    def __init__(self):
+        super().__init__()
+        self.n, self.waits = 0, []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        if function is torch.Tensor.to and args[0].device == CPU and out.device == META:
+            self.n += 1
+            if not (kwargs or {}).get("non_blocking"): self.waits.append(args[0].shape)
+        return out
+
 @pytest.mark.parametrize("name", sorted(n for n in load_methods() if new(n).needs_steps))
 def test_no_step_waits_for_the_device(name):
-    "A tensor on `meta` has no values: whatever asks for one fails"
+    "A tensor on `meta` has no values: whatever asks for one fails; and whatever goes there does so without waiting"
     method, g = new(name), torch.Generator().manual_seed(0)
     stage, schedule = method.stages(short(name))[0]
     with torch.no_grad(): method.begin(stage, Samples(STORE, SPLIT, CPU, outliers=OUTLIERS))
     sampler = method.train().sampler(stage, SPLIT, schedule, g)
-    batch = make_batch(STORE, sampler.draw(), method.to(META), g, META, OUTLIERS)
-    sum(method.training_step(batch).values()).backward()
-    torch.nn.utils.clip_grad_norm_(method.parameters(), 1.0)
+    method.to(META)
+    with Copies() as copies:
+        batch = make_batch(STORE, sampler.draw(), method, g, META, OUTLIERS)
+        sum(method.training_step(batch).values()).backward()
+        torch.nn.utils.clip_grad_norm_(method.parameters(), 1.0)
+    assert copies.waits == [] and copies.n > 0
     assert batch.images.device == META and any(p.grad is not None for p in method.parameters())
 
 def test_a_step_that_waits_is_found():
     "The check above can fail"
     method, g = small().to(META), torch.Generator().manual_seed(0)
     batch = make_batch(STORE, method.sampler("train", SPLIT, SHORT, g).draw(), method, g, META)
+    with Copies() as copies: torch.zeros(3).to(META), torch.zeros(2).to(META, non_blocking=True)
+    assert (copies.n, copies.waits) == (2, [(3,)])
     for waits in (lambda: float(method.training_step(batch)["seen"]), lambda: batch.images[batch.labels == 1], lambda: bool((batch.labels == 1).any())):
         with pytest.raises((RuntimeError, NotImplementedError)): waits()
 
@@ -54,18 +73,28 @@ def test_a_file_that_cannot_be_read_ends_the_training():
         def __getitem__(self, rows): raise OSError("the disk has gone")
     with pytest.raises(OSError, match="the disk has gone"): fit(small(), Broken(), SPLIT, SHORT, "cpu", "fp32")
 
-@pytest.mark.parametrize("n", [2, 4])
-def test_accumulated_gradients_are_those_of_the_batch(n):
-    "Without batch statistics (evaluation mode)"
-    method, g = small(loss="focal").eval(), torch.Generator().manual_seed(0)
-    batch = make_batch(STORE, method.sampler("train", SPLIT, replace(SHORT, batch=16, anomalies=4), g).draw(), method, g, CPU)
-    batch.labels = torch.tensor([0, 2, 0]*4 + [1]*4)
+@pytest.mark.parametrize("name, n, batch, anomalies", [("flos", 2, 12, 4), ("dra", 4, 12, 4), ("dra", 3, 10, 3), ("multiclass", 3, 10, 3), ("saoe", 4, 12, 4), ("deep_sad", 3, 10, 3)])
+def test_accumulated_gradients_are_those_of_the_batch(name, n, batch, anomalies):
+    "Without batch statistics (evaluation mode); labels as they are drawn, whose counts do not divide"
+    method, g = small(loss="focal") if name == "dra" else new(name), torch.Generator().manual_seed(0)
+    with torch.no_grad(): method.eval().begin("train", Samples(STORE, SPLIT, CPU, outliers=OUTLIERS))
+    drawn = make_batch(STORE, method.sampler("train", SPLIT, replace(SHORT, batch=batch, anomalies=anomalies), g).draw(), method, g, CPU, OUTLIERS)
     found = []
     for parts in (1, n):
         method.zero_grad()
-        loop.split_gradients(method, method.training_step, batch, parts, parts, lambda: torch.autocast("cpu", enabled=False))
-        found.append(torch.cat([p.grad.flatten() for p in method.parameters()]))
+        losses, _ = loop.split_gradients(method, method.training_step, drawn, parts, parts, lambda: torch.autocast("cpu", enabled=False))
+        found.append(torch.cat([p.grad.flatten() for p in method.parameters()] + [v[None] for v in losses.values()]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
+
+def test_gradients_of_a_graph_have_a_place_of_their_own():
+    "A compiled step may write its gradients where its next run writes"
+    method, seen = small(loss="focal"), []
+    def compute(batch):
+        seen.append([p.grad is None for p in method.parameters()])
+        return method.training_step(batch)
+    batch = make_batch(STORE, method.sampler("train", SPLIT, SHORT, torch.Generator().manual_seed(0)).draw(), method, torch.Generator().manual_seed(0), CPU)
+    for n in (1, 2): loop.split_gradients(method, compute, batch, n, n, lambda: torch.autocast("cpu", enabled=False))
+    assert all(seen[0]) and not any(seen[1]) and not any(seen[2])
 
 def test_portions_are_part_of_the_schedule_and_of_a_records_name():
     plain, cut = RunSpec("x"), RunSpec("x", schedule=Schedule(accumulate=4))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROOM', 'LARGE', 'STORE_VERSION', 'IMAGENET_MEAN', 'IMAGENET_STD', 'to_rgb', 'to_square', 'decode_file', 'decode',
            'read_mask', 'ImageStore', 'open_store', 'ResidentStore', 'resident', 'on_device', 'to_float', 'normalize',
-           'denormalize', 'rotate', 'random_rotation']
+           'denormalize', 'places', 'rotate', 'random_rotation']
 
 # %% ../../nbs/data/01_images.ipynb #b37e0ad0
 import math, os, shutil, threading, warnings
@@ -391,6 +391,12 @@ def denormalize(images:torch.Tensor,  # float (..., 3, H, W), normalised
     return (images*std + mean).clamp(0, 1)
 
 # %% ../../nbs/data/01_images.ipynb #7dd8c59c
+def places(theta:torch.Tensor,   # (B, 2, 3)
+           images:torch.Tensor,  # (B, C, H, W)
+          )->torch.Tensor:       # (B, H, W, 2)
+    "Where `grid_sample` looks; in float32 also under autocast, whose bfloat16 has eight bits for a coordinate"
+    with torch.autocast("cuda" if images.is_cuda else "cpu", enabled=False): return F.affine_grid(theta, list(images.shape), align_corners=False)
+
 def rotate(images:torch.Tensor,   # float (B, C, H, W)
            degrees:torch.Tensor,  # (B,) counter-clockwise
           )->torch.Tensor:        # same shape, dtype and device; zero outside, nearest neighbour
@@ -399,9 +405,8 @@ def rotate(images:torch.Tensor,   # float (B, C, H, W)
     a = degrees.to(images.device, torch.float32, non_blocking=True).mul(math.pi/180)
     cos, sin, zero = a.cos(), a.sin(), torch.zeros_like(a)
     theta = torch.stack([cos, -sin*h/w, zero, sin*w/h, cos, zero], 1).view(-1, 2, 3)
-    x = images.float()  # coordinates need float32
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, mode="nearest", padding_mode="zeros", align_corners=False).to(images.dtype)
+    x = images.float()
+    return F.grid_sample(x, places(theta, x), mode="nearest", padding_mode="zeros", align_corners=False).to(images.dtype)
 
 # %% ../../nbs/data/01_images.ipynb #89c6364f
 def random_rotation(images:torch.Tensor,        # float (B, C, H, W) in [0, 1]

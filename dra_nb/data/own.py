@@ -10,7 +10,7 @@ __all__ = ['NORMAL_FOLDERS', 'ANOMALY_FOLDERS', 'PAIR_LAYOUT', 'FIELDS', 'LABELS
 import os, re, warnings
 import numpy as np, pandas as pd
 from ..core import DraError, choose
-from .catalog import (COLUMNS, EXTENSIONS, MVTEC_LAYOUT, _mask_of, find_folder, is_image, list_folders, list_images,
+from .catalog import (COLUMNS, EXTENSIONS, MVTEC_LAYOUT, _category_rows, _mask_of, find_folder, is_image, list_folders, list_images,
                                  make_catalog, read_mvtec, split_normals)
 
 # %% ../../nbs/data/08_own.ipynb #e90fd24f
@@ -69,6 +69,7 @@ def _anomaly_rows(root, folder:str):
 
 # %% ../../nbs/data/08_own.ipynb #8a543f92
 def read_pair(root,             # folder with a folder of normals and one of anomalies
+              check:bool=True,  # False: normals or anomalies alone will do
              )->pd.DataFrame:   # catalog
     "Read a pair of folders, see `PAIR_LAYOUT`"
     root = os.fspath(root)
@@ -76,7 +77,7 @@ def read_pair(root,             # folder with a folder of normals and one of ano
     good = _flat(root, normal) if normal else []
     rows = [(f"{normal}/{o}", None, "", s, 0, "", None) for o, s in zip(good, split_normals(len(good)))]
     if anomaly: rows += _anomaly_rows(root, anomaly)
-    return make_catalog(rows, root, os.path.basename(os.path.abspath(root)))
+    return make_catalog(rows, root, os.path.basename(os.path.abspath(root)), check=check)
 
 # %% ../../nbs/data/08_own.ipynb #9e33688c
 FIELDS = ("path", "label", "class", "mask", "split", "category", "box")
@@ -226,6 +227,7 @@ def _splits(file, table:pd.DataFrame, label:np.ndarray, path:np.ndarray)->np.nda
 
 # %% ../../nbs/data/08_own.ipynb #f2f8fc55
 def read_list(file,             # csv file, see the table above
+              check:bool=True,  # False: normals or anomalies alone will do
              )->pd.DataFrame:   # catalog
     "Read a csv file that lists images"
     table = _cells(file)
@@ -238,7 +240,7 @@ def read_list(file,             # csv file, see the table above
     rows = pd.DataFrame({o: pd.Series(np.asarray(rows[o], dtype=object), dtype=object) for o in COLUMNS})
     key = rows[["path"]].assign(box=[str(o) for o in box]) if any(o is not None for o in box) else rows[["path"]]
     _refuse(file, table, key.duplicated(), "path", "is there already", "name each image once, or once per box")
-    return make_catalog(rows, root, os.path.splitext(os.path.basename(file))[0])
+    return make_catalog(rows, root, os.path.splitext(os.path.basename(file))[0], check=check)
 
 # %% ../../nbs/data/08_own.ipynb #6c29f431
 def read_loose(root,             # folder with images, directly or in sub-folders
@@ -255,14 +257,15 @@ def read_loose(root,             # folder with images, directly or in sub-folder
 # %% ../../nbs/data/08_own.ipynb #86ddd616
 def read_own(path,             # a csv file, or a folder in one of the layouts above
              loose:bool=False, # True: a folder in none of them will do, see `read_loose`
+             check:bool=True,  # False: normals or anomalies alone will do, as data to test with may be
             )->pd.DataFrame:   # catalog
     "Read a user's own images"
     path = os.path.expanduser(path)
-    if os.path.isfile(path): return read_list(path)
+    if os.path.isfile(path): return read_list(path, check)
     folders, table = list_folders(path), os.path.join(path, LIST_NAME)
-    if not {"train", "test"}.isdisjoint(folders): return read_mvtec(path)
-    if os.path.isfile(table): return read_list(table)
-    if any(o.lower() in NORMAL_FOLDERS + ANOMALY_FOLDERS for o in folders): return read_pair(path)
+    if not {"train", "test"}.isdisjoint(folders): return make_catalog(_category_rows(path, ""), path, os.path.basename(os.path.abspath(path)), check=check)
+    if os.path.isfile(table): return read_list(table, check)
+    if any(o.lower() in NORMAL_FOLDERS + ANOMALY_FOLDERS for o in folders): return read_pair(path, check)
     if any(not {"train", "test"}.isdisjoint(list_folders(os.path.join(path, o))) for o in folders): return read_mvtec(path)
     if loose and os.path.isdir(path): return read_loose(path)
     what = "holds none of what is expected" if os.path.isdir(path) else "does not exist"

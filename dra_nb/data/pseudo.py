@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core import DraError, choose
-from .images import to_float
+from .images import places, to_float
 
 # %% ../../nbs/data/03_pseudo.ipynb #e8d74d03
 AREA, ASPECT, JITTER = (0.02, 0.15), (0.3, 1/0.3), 0.1  # patch area / image area, patch width / height, jitter strength
@@ -329,8 +329,7 @@ def foreign_texture(images:torch.Tensor,        # (B, 3, H, W) float in [0, 1]
     angle, zoom = 2*math.pi*u, 2**(2*v-1)
     sin, cos = zoom*angle.sin(), zoom*angle.cos()
     matrix = torch.stack([cos, -sin, torch.zeros(n), sin, cos, torch.zeros(n)], 1).view(n, 2, 3)
-    grid = F.affine_grid(matrix.to(device, non_blocking=True), list(source.shape), align_corners=False)
-    moved = F.grid_sample(source.float(), grid, padding_mode="reflection", align_corners=False)
+    moved = F.grid_sample(source.float(), places(matrix.to(device, non_blocking=True), source), padding_mode="reflection", align_corners=False)
     return color_jitter(moved.clamp_(0, 1), *jitter_factors(n, generator, STRONG))
 
 # %% ../../nbs/data/03_pseudo.ipynb #927b1bb1
@@ -401,7 +400,9 @@ class Outliers:
     def draw(self,
              n:int,                      # how many
              generator:torch.Generator,  # on the CPU
-            )->torch.Tensor:             # (n, 3, size, size) float32 in [0, 1], on the CPU
+             device=torch.device("cpu"),
+            )->torch.Tensor:             # (n, 3, size, size) float32 in [0, 1], on the device
         "Random outliers; one comes twice only if there are fewer than n"
         pick = torch.randperm(len(self), generator=generator)[:n] if n <= len(self) else torch.randint(len(self), (n,), generator=generator)
-        return to_float(self.store[self.rows[pick]])
+        pixels = self.store[self.rows[pick]]
+        return to_float((pixels.pin_memory() if device.type == "cuda" else pixels).to(device, non_blocking=True))

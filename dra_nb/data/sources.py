@@ -8,8 +8,8 @@ __all__ = ['walk_images', 'is_single', 'to_image', 'read_pixels', 'is_one', 'Dec
 
 # %% ../../nbs/data/12_sources.ipynb #b6d42d16
 import os
-from collections import deque
-from collections.abc import Iterable
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ import numpy as np, pandas as pd, torch
 from PIL import Image
 
 from ..core import DraError
-from .catalog import list_folders, list_images, make_catalog
+from .catalog import COLUMNS, list_folders, list_images, make_catalog
 from .images import _cores, decode, open_store, to_rgb, to_square
 from .own import ANOMALY_FOLDERS, LIST_NAME, NORMAL_FOLDERS, read_own
 
@@ -112,6 +112,18 @@ def join(parts            # list of Pictures of one size
     return Pictures(Joined(*(p.store for p in parts)), sum((p.names for p in parts), []), np.concatenate([p.classes for p in parts]))
 
 # %% ../../nbs/data/12_sources.ipynb #4af68f88
+def _refuse_mixed(root:str, below:list):
+    "Refuse normals in a folder of their own with something else beside it"
+    inside = defaultdict(set)  # folder -> names of the folders in it, '' for images
+    for folder in {os.path.dirname(o) for o in below}:
+        names = folder.split("/") if folder else []
+        for i, name in enumerate([*names, ""]): inside["/".join(names[:i])].add(name)
+    for folder, names in sorted(inside.items()):
+        good, rest = sorted(o for o in names if o.lower() in NORMAL_FOLDERS), sorted(o for o in names if o.lower() not in NORMAL_FOLDERS)
+        place = os.path.join(root, folder) if folder else root
+        if good and rest: raise DraError(f"{place} holds {good[0]!r} beside {repr(rest[-1]) if rest[-1] else 'other images'}, and all would count as normals; "
+                                         f"pass {os.path.join(place, good[0])}, and anomalies for themselves; or a list of paths, if all are meant")
+
 def _files(paths, label:int, folder=None)->pd.DataFrame:
     "A catalog of files; anomalies below `folder` have the class of their sub-folder"
     errors = [o for o in paths if isinstance(o, DraError)]
@@ -122,6 +134,7 @@ def _files(paths, label:int, folder=None)->pd.DataFrame:
     kind = [(o.partition("/")[0] if folder and "/" in o else "anomaly") if label else "" for o in below]
     wrong = next((o for o in kind if o.lower() in NORMAL_FOLDERS), None) if label else None
     if wrong: raise DraError(f"the folder of anomalies {root} holds a folder {wrong!r}, whose images would count as anomalies; move it, or pass a list of paths")
+    if folder and not label: _refuse_mixed(root, below)
     return make_catalog([(o, None, "", "train", label, k, None) for o, k in zip(below, kind)], root, os.path.basename(root), check=False)
 
 def _decode_catalog(catalog:pd.DataFrame, size:int, progress:bool)->Pictures:
@@ -129,6 +142,12 @@ def _decode_catalog(catalog:pd.DataFrame, size:int, progress:bool)->Pictures:
     if catalog.category.nunique() > 1: raise DraError(f"the catalog has {catalog.category.nunique()} categories, and a detector is made for one: pass catalog[catalog.category == ...]")
     names = [p if b is None else f"{p}{list(b)}" for p, b in zip(catalog["path"], catalog["box"])]
     return Pictures(open_store(catalog, size, progress=progress), names, catalog.defect.to_numpy(object))
+
+def _need(table:pd.DataFrame, columns):
+    "Refuse a table that is no catalog"
+    lacking = [o for o in columns if o not in table]
+    if lacking: raise DraError(f"a table of images needs the columns {', '.join(columns)}, and lacks {', '.join(lacking)}; load_catalog and read_own make one with all of them. "
+                               "Without labels pass the paths as a list")
 
 def _items_of(source)->list:
     "The images of an array, a list or any other collection"
@@ -141,10 +160,11 @@ def _items_of(source)->list:
 # %% ../../nbs/data/12_sources.ipynb #4fd2136c
 def as_catalog(source,                # folder, image file, list of paths, catalog
                label:int,             # 0: normals, 1: anomalies
-              )->pd.DataFrame:        # one row per image; None: the images are no files
+              )->pd.DataFrame:        # one row per image; None: some of the images are no files
     "The files behind a source, with their classes"
     what = "anomalies" if label else "normals"
     if isinstance(source, pd.DataFrame):
+        _need(source, ("path", "box", "category", "split", "defect"))
         if not len(source): raise DraError(f"the catalog of {what} has no rows")
         return source.assign(label=label, defect=[(o or "anomaly") if label else "" for o in source.defect]).reset_index(drop=True)
     if isinstance(source, (str, os.PathLike)):
@@ -154,7 +174,7 @@ def as_catalog(source,                # folder, image file, list of paths, catal
         return _files(paths, label, folder if os.path.isdir(folder) else None)
     items = _items_of(source)
     if not items: raise DraError(f"the {what} are empty; pass at least one image")
-    return _files(items, label) if isinstance(items[0], (str, os.PathLike)) else None
+    return _files(items, label) if all(isinstance(o, (str, os.PathLike)) for o in items) else None
 
 def read_pictures(source,              # folder, image file, list of paths or arrays, array, catalog; for anomalies also {class: source}
                   label:int,           # 0: normals, 1: anomalies
@@ -167,10 +187,12 @@ def read_pictures(source,              # folder, image file, list of paths or ar
         parts = [read_pictures(o, label, size, progress) for o in source.values()]
         for name, part in zip(source, parts): part.classes[:] = str(name)
         return join(parts)
+    if isinstance(source, Iterator): source = list(source)  # it is gone through twice
     catalog = as_catalog(source, label)
     if catalog is not None: return _decode_catalog(catalog, size, progress)
-    images = [read_pixels(o, None, size) for o in _items_of(source)]
-    return Pictures(Decoded(np.stack(images)), [""]*len(images), np.full(len(images), "anomaly" if label else "", object))
+    items = _items_of(source)
+    names = [os.path.abspath(o) if isinstance(o, (str, os.PathLike)) else "" for o in items]
+    return Pictures(Decoded(np.stack([read_pixels(o, None, size) for o in items])), names, np.full(len(items), "anomaly" if label else "", object))
 
 # %% ../../nbs/data/12_sources.ipynb #67b619ed
 def says_split(source)->bool:
@@ -179,30 +201,41 @@ def says_split(source)->bool:
     table = os.path.join(source, LIST_NAME)
     return not {"train", "test"}.isdisjoint(list_folders(source)) or os.path.isfile(table) and says_split(table)
 
+_ALONE = "A folder of normals alone is passed as it is, without folders for anomalies, train or test beside them"
+
+def _picked(catalog:pd.DataFrame)->pd.DataFrame:
+    "Rows of a catalog; test normals alone are 'train': they are the normals"
+    _need(catalog, COLUMNS)
+    normal = catalog.label == 0
+    return catalog if (normal & (catalog.split != "test")).any() else catalog.assign(split=catalog.split.mask(normal, "train"))
+
 def read_labelled(source            # anything
-                 )->pd.DataFrame:   # its catalog; None: it is a heap of images without labels
-    "The catalog of data that holds normals and anomalies; all normals are 'train' if it does not divide them"
-    if isinstance(source, pd.DataFrame): return source if "label" in source and (source.label == 1).any() else None
+                 )->pd.DataFrame:   # its catalog, of normals, anomalies or both; None: it is a heap of images without labels
+    "The catalog of data with labels; all normals are 'train' if it does not divide them"
+    if isinstance(source, pd.DataFrame): return _picked(source) if "label" in source and (source.label == 1).any() else None
     if not isinstance(source, (str, os.PathLike)): return None
     path = os.path.expanduser(source)
     names = {o.lower() for o in list_folders(path)}
     whole = {"train", "test", *ANOMALY_FOLDERS} & names or os.path.isfile(os.path.join(path, LIST_NAME))
     if not whole and not (os.path.isfile(path) and path.lower().endswith(".csv")): return None
-    try: catalog = read_own(path)
-    except DraError as e: raise DraError(f"{e}\nA folder of normals alone is passed as it is, without folders for anomalies, train or test beside them") from e
+    try: catalog = read_own(path, check=False)
+    except DraError as e: raise DraError(f"{e}\n{_ALONE}") from e
     return catalog if says_split(path) else catalog.assign(split=np.where(catalog.label == 1, "test", "train"))
 
 def parts_of(catalog:pd.DataFrame  # with labels
             )->tuple:              # catalogs of train normals, test normals, anomalies
-    "What a labelled catalog holds"
+    "What a labelled catalog holds to learn from"
     normal, test = catalog.label == 0, catalog.split == "test"
-    if not (normal & ~test).any(): normal, test = normal, test & False  # test normals alone: they are the normals
+    where = catalog.attrs.get("root") or "the catalog"
+    if not (normal & ~test).any(): raise DraError(f"{where} has no normal images to train on (label 0{', split train' if normal.any() else ''})")
+    if normal.all(): raise DraError(f"{where} has no anomalies, and is labelled.\n{_ALONE}")
     return tuple(catalog[rows] for rows in (normal & ~test, normal & test, ~normal))
 
 # %% ../../nbs/data/12_sources.ipynb #0a50d61d
 def images_of(source):  # folder, path, catalog, array, PIL image, or anything that yields paths, arrays and PIL images
     "Yield (name, image or error, box) of each image, as it is asked for"
     if isinstance(source, pd.DataFrame):
+        _need(source, ("path", "box"))
         for path, box in zip(source["path"], source["box"]): yield path if box is None else f"{path}{list(box)}", path, box
         return
     if isinstance(source, (str, os.PathLike)):
@@ -223,12 +256,15 @@ def stream(source,            # see `images_of`
            size:int,          # side of the decoded images, pixels
            workers:int=None,  # decoding threads; None: one per core
           ):
-    "Yield (name, uint8 (3, size, size) or None, error or '') in order, reading a few images ahead"
-    waiting, workers = deque(), workers or _cores()
+    "Yield (name, uint8 (3, size, size) or None, error or '') in order, reading a few images ahead; if the source fails, what it gave before comes first"
+    waiting, workers, wrong = deque(), workers or _cores(), None
     with ThreadPoolExecutor(workers) as pool:
-        for name, item, box in images_of(source):
-            waiting.append((name, pool.submit(_try_read, item, box, size)))
-            if len(waiting) > 2*workers:
-                name, job = waiting.popleft()
-                yield name, *job.result()
+        try:
+            for name, item, box in images_of(source):
+                waiting.append((name, pool.submit(_try_read, item, box, size)))
+                if len(waiting) > 2*workers:
+                    name, job = waiting.popleft()
+                    yield name, *job.result()
+        except Exception as e: wrong = e
         for name, job in waiting: yield name, *job.result()
+    if wrong: raise wrong

@@ -9,7 +9,7 @@ __all__ = ['app', 'Data', 'Weights', 'Device', 'Precision', 'Compile', 'Determin
            'datasets_show', 'methods', 'main']
 
 # %% ../../nbs/experiments/05_cli.ipynb #5765885b
-import ast, json, os, sys
+import ast, json, os, sys, traceback
 from pathlib import Path
 from typing import List, Optional
 
@@ -319,6 +319,9 @@ def main():
     try: app()
     except DraError as error:
         typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except Exception:  # 1, Python's own status, is an answer of some commands
+        traceback.print_exc()
         sys.exit(2)
     except SystemExit as end:  # typer makes one of Ctrl-C
         if end.code == 130: typer.echo("interrupted; finished runs are kept, the same command continues", err=True)

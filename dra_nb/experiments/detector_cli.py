@@ -26,7 +26,10 @@ BatchSize = typer.Option(32, "--batch", min=1, help="Images scored at a time, an
 def _writable(file):
     "Refuse a file that could not be written, before time is spent on what shall be in it"
     try: file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise DraError(f"the folder {file.parent} cannot be made: {e.strerror}") from e
+    except OSError as e: raise DraError(f"the folder {file.parent} cannot be made: {e.strerror}; pass another") from e
+    try: file.stat()
+    except FileNotFoundError: pass
+    except OSError as e: raise DraError(f"{file} cannot be written: {e.strerror}; pass another name") from e
     if file.is_dir(): raise DraError(f"{file} is a folder; pass the name of a file in it")
     if not os.access(file.parent, os.W_OK): raise DraError(f"the folder {file.parent} cannot be written to")
 
@@ -83,17 +86,20 @@ def images_in(paths,  # images and folders, list of Path
     "Yield the path of every image; what is not there or empty is refused at once, before anything is scored"
     from dra_nb.data.sources import walk_images
     for p in paths:
-        if not p.exists(): raise DraError(f"{p} does not exist; pass images or folders of images")
+        if not os.path.exists(p): raise DraError(f"{p} does not exist; pass images or folders of images")
         if p.is_dir() and next(walk_images(p), None) is None: raise DraError(f"the folder {p} holds no image")
     return (o for p in paths for o in (walk_images(p) if p.is_dir() else [str(p)]))
 
 def check_folder(out:Path,  # where results shall go
                  paths):    # of the images
-    "Refuse a folder that holds something, or lies among the images"
-    if out.exists() and not out.is_dir(): raise DraError(f"{out} is a file; pass a new folder as --out")
-    if out.is_dir() and any(out.iterdir()): raise DraError(f"the folder {out} is not empty, and earlier results are not overwritten; pass another --out, or remove it")
+    "Refuse a folder that holds something, lies among the images, or cannot be made"
+    there = os.path.isdir(out)
+    if os.path.exists(out) and not there: raise DraError(f"{out} is a file; pass a new folder as --out")
+    if there and any(out.iterdir()): raise DraError(f"the folder {out} is not empty, and earlier results are not overwritten; pass another --out, or remove it")
     for p in paths:
         if p.is_dir() and out.resolve().is_relative_to(p.resolve()): raise DraError(f"the folder {out} lies within {p}, and overlays in it would be scored in turn; pass a folder elsewhere")
+    _writable(out/"scores.csv")
+    if not there: out.rmdir()  # it is made for good once the detector is there
 
 def common_root(paths  # images and folders
                )->str:
@@ -116,25 +122,33 @@ class Overlays:
         "Where the overlay of an image goes, relative to the folder of results"
         return Path(self.folder.name, os.path.relpath(os.path.abspath(path), self.root) + ".png")
 
-    def add(self, o):  # Scored, with a map
+    def add(self, o):  # Scored, with a map -> path of its overlay among the results, None if there can be none
+        "Draw a picture, or keep its place until the scale is known"
         import numpy as np
-        if np.isfinite(o.map).all(): self.waiting.append(o)
-        else: typer.echo(f"no overlay of {plain(o.name)}: its heat map is not finite", err=True)
-        if self.scale or len(self.waiting) == FIRST: self.draw()
+        if not np.isfinite(o.map).all(): return typer.echo(f"no overlay of {plain(o.name)}: its heat map is not finite", err=True)
+        if not self.write(o): return None
+        if self.scale is None: self.waiting.append(o)
+        if len(self.waiting) == FIRST: self.draw()
+        return self.name(o.name).as_posix()
 
     def draw(self):
-        "Draw those that wait; what cannot be written is said, and stops nothing"
+        "Draw those that wait"
         from dra_nb.training.heatmaps import common_scale
         if self.waiting and self.scale is None: self.scale = common_scale([o.map for o in self.waiting])
-        for o in self.waiting:
-            try: self.write(o)
-            except OSError as e: typer.echo(f"no overlay of {plain(o.name)}: {e.strerror or e}", err=True)
+        for o in self.waiting: self.write(o)
         self.waiting = []
 
-    def write(self, o):
+    def write(self, o)->bool:
+        "Write a picture, an empty one while there is no scale; where that cannot be, say so: it stops nothing"
         from PIL import Image
         from dra_nb.training.heatmaps import overlay
-        with atomic(self.folder.parent/self.name(o.name)) as part: Image.fromarray(overlay(o.image, o.map, self.scale)).save(part, "PNG")
+        try:
+            with atomic(self.folder.parent/self.name(o.name)) as part:
+                if self.scale is None: part.touch()
+                else: Image.fromarray(overlay(o.image, o.map, self.scale)).save(part, "PNG")
+        except OSError as e: return bool(typer.echo(f"no overlay of {plain(o.name)}: {e.strerror or e}", err=True))
+        return True
+
 
 # %% ../../nbs/experiments/15_detector_cli.ipynb #fd218d99
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet may take for the beginning of a formula
@@ -160,11 +174,10 @@ class Results:
 
     def add(self, o):  # Scored
         "Write a row, at once"
-        record = o.record() | ({"overlay": None if o.error else self.overlays.name(o.name).as_posix()} if self.overlays else {})
+        record = o.record() | ({"overlay": None if o.error else self.overlays.add(o)} if self.overlays else {})
         self.lines.write(json.dumps(record) + "\n")
         self.rows.writerow(record | {"name": cell_of(o.name)} | ({} if o.error else {"anomaly": int(o.anomaly)}))
         for f in (self.lines, self.file): f.flush()
-        if self.overlays and not o.error: self.overlays.add(o)
 
     def __enter__(self): return self
     def __exit__(self, *error):
@@ -249,7 +262,7 @@ def score(model:Path = Model, images:List[Path] = typer.Argument(..., metavar="I
 def _heads(d):
     "Names of the heads whose contributions make a score"
     import numpy as np
-    return next(iter(d.score_stream(np.zeros((1, d.image_size, d.image_size, 3), np.uint8)))).heads
+    return next(iter(d.score_stream(np.zeros((1, d.size_, d.size_, 3), np.uint8)))).heads
 
 def _kind(d):
     "Kind of heat map: the method's score map, or the gradient if it has none"

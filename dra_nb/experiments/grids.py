@@ -45,7 +45,7 @@ class Profile:
         return replace(short, lr=self.lr, decay_every=0) if self.lr else short
 
 PROFILES = {
-    "smoke": Profile(("textures",), image_size=96, seeds=(0,), epochs=10, steps=10, batch=18, lr=1e-3, weights="none", backbone="resnet18_stage2",
+    "smoke": Profile(("textures",), image_size=64, seeds=(0,), epochs=10, steps=10, batch=18, lr=1e-3, weights="none", backbone="resnet18_stage2",
                      categories=("weave", "wood"), known_classes=("color",), methods=("patchcore", "devnet", "flos", "dra"), outliers="textures"),
     "cpu": Profile(("elpv", "brainmri"), image_size=128, methods=("kdad", "patchcore", "devnet", "flos", "dra"), epochs=10, steps=20, batch=18, outliers="textures", cross=("mvtec",)),
     "paper": Profile(("mvtec", "aitex", "sdd", "elpv", "optical", "mastcam", "brainmri", "headct", "hyperkvasir"), image_size=448, medical="lag", cross=("mvtec",)),

@@ -91,13 +91,13 @@ def _commit():
     except (OSError, subprocess.SubprocessError): return None
 
 def device_name(device:str,  # torch device
-               )->str:       # e.g. "NVIDIA H200" or "AMD EPYC, 2 threads"
+               )->str:       # e.g. "NVIDIA H200" or "AMD EPYC, 2 threads, AVX512"
     "What the device is called"
     import torch
     if str(device).startswith("cuda"): return torch.cuda.get_device_name(device)
     try: model = next(l.split(":", 1)[1].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name"))
     except (OSError, StopIteration): model = platform.processor() or platform.machine()
-    return f"{model}, {torch.get_num_threads()} threads"
+    return f"{model}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
 
 def provenance(device:str,     # torch device of the run
                precision:str,  # "fp32" or "bf16"

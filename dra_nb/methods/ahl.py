@@ -272,8 +272,8 @@ class Rounds:
 
     def batch(self, rows)->tuple:  # (levels, labels)
         "Stored maps as the heads take them"
-        maps = self.pool.maps
-        return [(m[rows.to(m.device)].float(), r) for m, r in zip(maps, self.references)], self.pool.labels[rows].to(maps[0].device)
+        maps, labels = self.pool.maps, self.pool.labels[rows].to(self.pool.maps[0].device, non_blocking=True)
+        return [(m[rows.to(m.device, non_blocking=True)].float(), r) for m, r in zip(maps, self.references)], labels
 
     def draw(self, side)->tuple:  # (levels, labels)
         "A mini-batch of a support or query set"
@@ -433,6 +433,7 @@ class AHL(Refinable):
         self.trace = state["trace"]
 
     def training_step(self, batch)->dict: return play_round(self) if batch is None else self.base.training_step(batch)
+    def concern(self, labels)->dict: return self.base.concern(labels)
     def finish(self, data): self.rounds = None
 
 # %% ../../nbs/methods/10_ahl.ipynb #342a1f2d

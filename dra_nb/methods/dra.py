@@ -110,6 +110,10 @@ class DRA(ScaledFeatures):
         scores, concern = level_scores(self.heads, levels), head_targets(labels)
         return {h: masked_mean(self.loss(s, concern[h][0]), concern[h][1]) for h, s in scores.items()}
 
+    def concern(self, labels)->dict:
+        "The images that each head learns from"
+        return {h: mask for h, (_, mask) in head_targets(labels).items() if h in self.heads}
+
     def head_scores(self, images, heads=None)->dict:  # heads: others than its own
         "Contribution of each head to the anomaly score, (B,) each; that of the normality head is negative (section 3.2)"
         return {h: -s if h == "normality" else s for h, s in level_scores(heads or self.heads, self._levels(images)).items()}

@@ -60,6 +60,10 @@ class Method(nn.Module):
         "Named losses of one batch; their sum is minimised (eq. 1)"
         raise NotImplementedError
 
+    def concern(self, labels)->dict:
+        "Named loss -> (B,) bool: the images that it is a mean over; those that are not named are means over all"
+        return {}
+
     def stage_state(self)->dict:
         "What its steps change beside parameters and buffers, for a checkpoint: nested dicts and lists of tensors and plain values"
         return {}

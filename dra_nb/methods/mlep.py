@@ -76,6 +76,8 @@ class MLEP(Method):
         error = (self.errors(batch.images, features) + 1e-12).sqrt().mean((1, 2))
         return {"reconstruction": 2*masked_mean(error, ~anomaly), "margin": self.weight*margin_loss(pair_distances(features), anomaly, self.margin)}
 
+    def concern(self, labels)->dict: return {"reconstruction": labels == 0}
+
     def finish(self, data):
         "The mean feature map of the train normals"
         total = sum(self.backbone(images).float().sum(0) for images in data.batches(data.split.normal))

@@ -55,6 +55,8 @@ class MultiClass(Method):
         if self.outliers: losses["outliers"] = self.weight*masked_mean(uniform_loss(z), outside)
         return losses
 
+    def concern(self, labels)->dict: return {"classes": labels != 3, "outliers": labels == 3}
+
     def head_scores(self, images)->dict:
         "Log-odds of not being normal, (B,)"
         return {"classes": log_odds(self.logits(images))}

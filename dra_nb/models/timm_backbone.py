@@ -18,6 +18,7 @@ from torch import nn
 from ..core import DraError, cache_dir, choose
 from ..data.images import IMAGENET_MEAN, IMAGENET_STD
 from .backbone import Backbone, find_weights, read_weights
+from .folding import put
 
 # %% ../../nbs/models/03_timm.ipynb #ade2a4f2
 def timm_library():  # the module
@@ -102,9 +103,7 @@ def choose_stages(reductions,  # px per patch of every map
 
 def drop(net, modules):
     "Put nothing in the place of modules, given by name"
-    for name in modules:
-        parent, _, child = name.rpartition(".")
-        setattr(net.get_submodule(parent), child, nn.Identity())
+    for name in modules: put(net, name, nn.Identity())
 
 def find_unused(net,            # on the device meta; its unused modules are dropped
                 indices:tuple,  # maps that are needed

@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['FEW', 'DEFAULTS', 'SCHEMA', 'Scored', 'as_frame', 'Group', 'separation', 'first_names', 'without_score', 'Report',
-           'Settings', 'is_whole', 'check_settings', 'refuse_errors', 'judge', 'in_portions', 'Scorer', 'hold_out',
-           'Learning', 'errors_in', 'refuse_unreadable', 'read_heaps', 'is_empty', 'gather', 'for_few', 'Plan',
-           'make_plan', 'train', 'scores_of', 'folds', 'left_out', 'novelty', 'groups_of', 'summarise', 'versions',
-           'counted', 'title_of', 'notes_of', 'test_parts', 'score_parts', 'groups_by_class', 'pixel_results',
-           'evaluation', 'describe', 'write_detector', 'read_detector', 'restore', 'Trained', 'AnomalyDetector']
+           'Settings', 'is_whole', 'check_settings', 'refuse_batch', 'refuse_errors', 'judge', 'portions', 'digest',
+           'in_portions', 'Scorer', 'hold_out', 'Learning', 'errors_in', 'refuse_unreadable', 'kept', 'read_heaps',
+           'is_empty', 'gather', 'for_few', 'Plan', 'make_plan', 'train', 'scores_of', 'folds', 'left_out', 'novelty',
+           'groups_of', 'summarise', 'known_images', 'versions', 'counted', 'title_of', 'notes_of', 'test_parts',
+           'score_parts', 'groups_by_class', 'pixel_results', 'met_before', 'evaluation', 'calibration', 'describe',
+           'write_detector', 'read_detector', 'restore', 'Trained', 'AnomalyDetector']
 
 # %% ../../nbs/training/03_detector.ipynb #5f05ce51
-import inspect, json, math, os, platform
+import inspect, json, math, os, platform, re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import blake2b
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain
 
 import numpy as np, pandas as pd, torch
 
@@ -26,10 +29,11 @@ from ..data.pseudo import Outliers
 from ..data.sources import Decoded, Pictures, as_catalog, is_one, join, parts_of, read_labelled, read_pictures, stream
 from ..methods.method import Schedule, check_shapes, create_method, load_method, load_methods, method_schedule, outlier_source
 from ..models.backbone import weights_id
+from ..models.folding import folded
 from .loop import fit, pick_device, score_rows
 from .memory import recycled_memory
 from .threshold import (Rule, Threshold, alarms_allowed, choose_threshold, counted_interval, finest_rate, normals_for,
-                                       rule_from)
+                                       plain, rule_from)
 
 # %% ../../nbs/training/03_detector.ipynb #3084fe4e
 @dataclass(eq=False)
@@ -43,6 +47,7 @@ class Scored:
     error:str = ""           # why there is no score
     image:np.ndarray = None  # uint8 (size, size, 3), where maps were asked for
     map:np.ndarray = None    # float32 (size, size), where maps were asked for
+    digest:str = ""          # of its pixels, where images are counted; see `digest`
 
     def record(self)->dict:  # for JSON and tables
         "All but the pictures, flat"
@@ -66,6 +71,12 @@ class Group:
     normal:list = field(default_factory=list)   # of another training: its scores of the held-out normals,
     anomaly:list = field(default_factory=list)  # and of the validation anomalies
     against:list = field(default_factory=list)  # normals for its AUROC; empty: those that the threshold was chosen on
+
+    def fits(self, rule:Rule)->bool:
+        "Whether a rule can choose a threshold for it; a number cannot judge another training, whose scores have another unit"
+        if not self.normal: return True
+        try: return isinstance(rule.by, str) and bool(choose_threshold(rule, self.normal, self.anomaly))
+        except DraError: return False
 
     def row(self, threshold:Threshold)->dict:
         "Its line in a report"
@@ -153,7 +164,7 @@ class Settings:
                  holdout:float=None,        # share of the normals that the threshold is chosen on; None: see `hold_out`
                  **settings):               # of the method, by name
         for name, value in locals().copy().items():
-            if name not in ("self", "settings", "__class__"): setattr(self, name, value)
+            if name not in ("self", "settings", "__class__"): setattr(self, name, plain(value))
         self.settings = settings
         check_settings(self)
 
@@ -170,7 +181,7 @@ class Settings:
         "Change settings; the next `fit` uses them"
         check_settings(type(self)(**self.get_params() | params))
         for name, value in params.items():
-            if name in DEFAULTS: setattr(self, name, value)
+            if name in DEFAULTS: setattr(self, name, plain(value))
         self.settings = self.settings | {k: v for k, v in params.items() if k not in DEFAULTS}
         return self
 
@@ -183,7 +194,7 @@ DEFAULTS = {k: p.default for k, p in inspect.signature(Settings).parameters.item
 # %% ../../nbs/training/03_detector.ipynb #9378a509
 def is_whole(value, least:int, most:float=math.inf)->bool:
     "Whether a value is a whole number in a range"
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= value <= most
 
 def check_settings(d:Settings):
     "Refuse settings that cannot be, before anything is read"
@@ -199,6 +210,10 @@ def check_settings(d:Settings):
     d.rule  # raises what is wrong with the threshold
 
 # %% ../../nbs/training/03_detector.ipynb #98405b91
+def refuse_batch(batch):
+    "Refuse a batch that is no number of images"
+    if not is_whole(batch, 1): raise DraError(f"batch is the number of images scored at a time, at least 1, not {batch!r}")
+
 def refuse_errors(scored:list  # of Scored
                  )->list:
     "The same, if all images could be read"
@@ -215,7 +230,7 @@ def judge(d,               # Scorer
     found, there = [Scored(name, error=error) for name, _, error in portion], [i for i, (_, pixels, _) in enumerate(portion) if pixels is not None]
     if not there: return found
     store = Decoded(np.stack([portion[i][1] for i in there]))
-    heads = score_rows(d.method_, store, np.arange(len(there)), d.device_, "fp32", len(there))
+    heads = score_rows(d._quick(), store, np.arange(len(there)), d.device_, "fp32", len(there), fold=False)
     scores, heat = heads.pop("score").astype(float), d._heat(store, maps) if maps else None
     p = d.threshold_.p_values(scores).tolist() if d.threshold_.normal else [None]*len(there)
     for j, i in enumerate(there):
@@ -224,18 +239,47 @@ def judge(d,               # Scorer
         if maps: found[i].image, found[i].map = store.images[j].permute(1, 2, 0).numpy(), heat[j]
     return found
 
-def in_portions(d, images, batch:int, maps, workers):
+def portions(source, batch:int):
+    "Yield lists of so many items; if the source fails, what it gave before comes first"
+    portion = []
+    try:
+        for item in source:
+            portion.append(item)
+            if len(portion) == batch:
+                yield portion
+                portion = []
+    except Exception:
+        if portion: yield portion
+        raise
+    if portion: yield portion
+
+def digest(pixels:np.ndarray)->str:  # uint8 (3, size, size) -> 16 hex digits
+    "What only the same pixels have, whatever their file is called"
+    return blake2b(pixels.tobytes(), digest_size=8).hexdigest()
+
+def in_portions(d, images, batch:int, maps=None, workers=None, digests=False):
     "Yield Scored, image by image"
-    source, portion = stream(images, d.image_size, workers), None
+    found = None
     with recycled_memory(pick_device(d.device_)):
-        for portion in iter(lambda: list(islice(source, batch)), []): yield from judge(d, portion, maps)
-    if portion is None: raise DraError(f"there are no images{f' in {images}' if isinstance(images, (str, os.PathLike)) else ''}; pass at least one")
+        for portion in portions(stream(images, d.size_, workers), batch):
+            found = judge(d, portion, maps)
+            for o, (_, pixels, _) in zip(found, portion if digests else ()): o.digest = "" if pixels is None else digest(pixels)
+            yield from found
+    if found is None: raise DraError(f"there are no images{f' in {images}' if isinstance(images, (str, os.PathLike)) else ''}; pass at least one")
 
 # %% ../../nbs/training/03_detector.ipynb #c025f735
 class Scorer(Settings):
     "What can be asked of a detector that has learnt"
     method_, threshold_, device_ = None, None, "cpu"  # Method and Threshold, after `fit` or `load`
+    params_ = None  # the settings that it learnt with, which `set_params` does not change
     _shifts = None, {}  # a method, and where the middles of its patches lie, see training.heatmaps
+    _folded = None, None  # a method with the state of its tensors, and the copy that computes its scores, see models.folding
+
+    @property
+    def size_(self)->int:
+        "Side of the images that it has learnt from, in pixels"
+        self._need_fit()
+        return self.params_["image_size"]
 
     def score_stream(self,
                      images,            # folder, path, catalog, array, or anything that yields paths and arrays; endless if you like
@@ -244,7 +288,7 @@ class Scorer(Settings):
                      workers:int=None): # decoding threads; None: one per core
         "Yield a `Scored` for each image, in order; what cannot be read is reported in its place, and the rest scored"
         self._need_fit()
-        if not is_whole(batch, 1): raise DraError(f"batch is the number of images scored at a time, at least 1, not {batch!r}")
+        refuse_batch(batch)
         return in_portions(self, images, batch, maps, workers)
 
     def score_table(self, images, batch:int=32)->pd.DataFrame:  # columns name, score, anomaly, p_value, error, score_<head>...
@@ -273,7 +317,7 @@ class Scorer(Settings):
                  )->np.ndarray:      # (size, size) of one image, (N, size, size) of several
         "Where each image is anomalous"
         self._need_fit()
-        read = list(stream(images, self.image_size))
+        read = list(stream(images, self.size_))
         refuse_errors([Scored(name, error=error) for name, _, error in read])
         if not read: raise DraError("there are no images; pass at least one")
         maps = self._heat(Decoded(np.stack([pixels for _, pixels, _ in read])), kind, sigma)
@@ -283,6 +327,14 @@ class Scorer(Settings):
         from dra_nb.training.heatmaps import heatmaps
         if self._shifts[0] is not self.method_: self._shifts = self.method_, {}
         return heatmaps(self.method_, store, kind, sigma=sigma, device=self.device_, precision="fp32", shifts=self._shifts[1])
+
+    def _quick(self):
+        tensors = chain(self.method_.parameters(), self.method_.buffers())
+        state = self.method_, [(id(t), 0 if t.is_inference() else t._version) for t in tensors]  # PyTorch counts the changes in place
+        if self._folded[0] != state: self._folded = state, folded(self.method_)
+        return self._folded[1]
+
+    def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k != "_folded"}  # it would double a pickle
 
     def _need_fit(self):
         if self.method_ is None: raise DraError("this detector has learnt nothing yet; call fit(normal=..., anomalies=...) or AnomalyDetector.load(path)")
@@ -319,11 +371,13 @@ class Learning:
         return Split(self.normal, np.asarray(given), permuted(self.normal, (seed, 1)), np.array([], int), np.array([], bool))
 
 def _refuse_overlap(parts:dict):
-    "No file may be two things at once"
+    "No file may be two things at once, nor the same thing twice; several crops of one file may be one thing"
     where = {}
     for role, part in parts.items():
-        for name in filter(None, part.names if part else []):
-            if where.setdefault(name, role) != role: raise DraError(f"{name} is among the {where[name]} and the {role}; an image can be only one of them")
+        for name, n in Counter(filter(None, part.names)).items():
+            if n > 1: raise DraError(f"{name} is there {n} times among the {role}; name each image once, else one copy is learnt from and another one judges what was learnt")
+            file = re.sub(r"\[[^][]*(,[^][]*){3}\]$", "", name)  # without its box
+            if where.setdefault(file, role) != role: raise DraError(f"{file} is among the {where[file]} and the {role}; an image, or any crop of it, can be only one of them")
 
 def _labelled_pair(source)->tuple:
     "(normals, anomalies) of a validation set"
@@ -349,12 +403,17 @@ def refuse_unreadable(errors:list,  # of str
     raise DraError(f"{len(errors)} image{'s'*(len(errors) > 1)} cannot be read, so {so}; restore or replace the file{'s'*(len(errors) > 1)}, or leave "
                    f"{'them' if len(errors) > 1 else 'it'} out:\n  {lines}")
 
+def kept(source):
+    "The same images, so that they can be gone through more than once"
+    if isinstance(source, dict): return {k: kept(o) for k, o in source.items()}
+    return list(source) if isinstance(source, Iterator) else source
+
 def read_heaps(sources:dict,  # role -> (images, label)
                size:int, progress:bool=False)->dict:  # role -> Pictures
     "Read heaps of images; those that cannot be read are named, of all heaps at once"
     parts, errors = {}, []
     for role, (source, label) in sources.items():
-        if isinstance(source, Iterator): source = list(source)
+        source = kept(source)
         try: parts[role] = read_pictures(source, label, size, progress)
         except DraError:
             found = errors_in(source, size)
@@ -370,9 +429,10 @@ def gather(normal, anomalies, validation,  # as for `AnomalyDetector.fit`
            size:int, rule:Rule, share:float, seed:int, progress:bool=False)->Learning:
     "Read all images of a training, and divide the normals"
     catalog, held = read_labelled(normal), None
-    if catalog is not None and anomalies is not None: raise DraError("normal= holds anomalies itself; leave anomalies= out, or pass the normals alone")
+    if catalog is not None and anomalies is not None and (catalog.label == 1).any(): raise DraError("normal= holds anomalies itself; leave anomalies= out, or pass the normals alone")
     if catalog is not None: normal, held, anomalies = parts_of(catalog)
     checked, judged = _labelled_pair(validation) if validation is not None else (None, None)
+    if share and not (is_empty(held) and is_empty(checked)): raise DraError(f"holdout={share:g} holds back normals for the threshold, which would be chosen on the {'validation' if is_empty(held) else 'test'} normals; leave out one of them")
     sources = {"normals": (normal, 0), "held-out normals": (held, 0), "validation normals": (checked, 0), "given anomalies": (anomalies, 1), "validation anomalies": (judged, 1)}
     parts = read_heaps({k: v for k, v in sources.items() if k == "normals" or not is_empty(v[0])}, size, progress)
     _refuse_overlap(parts)
@@ -400,7 +460,8 @@ def for_few(method,              # made from the settings
            )->tuple:             # settings, schedule, notes (list of str)
     "What has to change for so many given anomalies"
     if not method.needs_anomalies:
-        return settings, schedule, [f"{name} learns from normals only: the {n} given anomalies were not trained on, they serve to judge it"]*bool(n)
+        notes = [f"{name} learns from normals only: the {n} given anomalies were not trained on, they serve to judge it"]*bool(n)
+        return settings, replace(schedule, batch=schedule.batch - schedule.anomalies, anomalies=0), notes
     if n: return settings, schedule, ["one given anomaly: the detector knows one example of one class"]*(n == 1)
     if not method.pseudo or len(method.stages(schedule)) > 1:
         others = ", ".join(k for k, e in load_methods().items() if e.supervision == "normals only")
@@ -496,7 +557,12 @@ def summarise(d:Settings, plan:Plan, data:Learning, history)->dict:
     return dict(normals=len(data.normal), held_out=len(data.held), anomalies={str(k): int((classes == k).sum()) for k in sorted(set(classes))},
                 supervised=plan.supervised, backbone=plan.backbone, weights=weights_id(None if d.weights == "none" else d.weights, plan.backbone),
                 settings=plan.settings, schedule=asdict(plan.schedule), notes=plan.notes, seconds=history.seconds, losses=history.losses,
-                device=history.device, precision=history.precision, versions=versions())
+                device=history.device, precision=history.precision, versions=versions(), known=known_images(data, plan.supervised))
+
+def known_images(data:Learning, supervised:bool)->dict:  # list of `digest` of each
+    "The images that were learnt from, and the normals and anomalies that a threshold may be chosen on"
+    given, rest = (data.given, data.judged) if supervised else (data.given[:0], np.r_[data.given, data.judged])
+    return {k: [digest(data.pictures.store[[i]].numpy()) for i in rows] for k, rows in (("learnt", np.r_[data.normal, given]), ("normal", data.held), ("anomaly", rest))}
 
 def versions()->dict:
     "Of what computes the scores"
@@ -506,11 +572,11 @@ def counted(n:int, one:str, many:str)->str:
     "A number with its noun"
     return f"{n or 'no'} {one if n == 1 else many}"
 
-def title_of(d:Settings, summary:dict)->str:
+def title_of(d, summary:dict)->str:
     "One line: what learnt from what"
     classes, n = ", ".join(f"{k} {n}" for k, n in summary["anomalies"].items()), sum(summary["anomalies"].values())
     given = counted(n, "anomaly", "anomalies") + f" ({classes})"*bool(set(summary["anomalies"]) - {"anomaly"})
-    return (f"{d.method} on {summary['backbone']} from {'random weights' if summary['weights'] == 'none' else summary['weights']}, {d.image_size} px: "
+    return (f"{d.params_['method']} on {summary['backbone']} from {'random weights' if summary['weights'] == 'none' else summary['weights']}, {d.size_} px: "
             f"{counted(summary['normals'], 'normal', 'normals')} and {given} in {summary['seconds']:.0f} s on {summary['device']}")
 
 def notes_of(summary:dict, threshold:Threshold, groups:list)->list:
@@ -533,7 +599,7 @@ def test_parts(normal, anomalies=None)->list:  # of (images, their classes: arra
     heaps = [(normal, 0, None), *([(o, 1, k) for k, o in anomalies.items()] if isinstance(anomalies, dict) else [(anomalies, 1, None)])]
     parts = []
     for source, label, name in heaps:
-        if is_empty(source): continue
+        if is_empty(source := kept(source)): continue
         files = as_catalog(source, label)
         parts.append((source, "anomaly"*label) if files is None else (files, files.defect.to_numpy(object)))
         if name is not None: parts[-1] = (parts[-1][0], str(name))
@@ -543,9 +609,10 @@ def test_parts(normal, anomalies=None)->list:  # of (images, their classes: arra
 def score_parts(d:Scorer, parts:list,
                 batch:int=32, maps:str=None)->tuple:  # list of Scored without errors, their classes, list of Scored with errors
     "Score labelled images"
+    refuse_batch(batch)
     scored, classes = [], []
     for images, kinds in parts:
-        found = list(d.score_stream(images, batch, maps))
+        found = list(in_portions(d, images, batch, maps, digests=True))
         scored += found
         classes += [kinds]*len(found) if isinstance(kinds, str) else kinds.tolist()
     good = [i for i, o in enumerate(scored) if not o.error]
@@ -557,14 +624,23 @@ def groups_by_class(scores, classes, role)->list:
     return [Group(k or "normals", role(k), np.asarray(scores)[classes == k].tolist()) for k in sorted(set(classes))]
 
 # %% ../../nbs/training/03_detector.ipynb #0f400325
-def pixel_results(parts:list, scored:list)->dict:
-    "Pixel AUROC, AUPRO and best F1 of images that have masks, and of normals"
+def pixel_results(parts:list, scored:list, anomalies:int)->tuple:  # pixel AUROC, AUPRO and best F1, notes
+    "Pixel metrics of the anomalies that have masks, and of normals"
     from dra_nb.training.metrics import pixel_metrics
-    rows = {o.path: o for images, _ in parts if isinstance(images, pd.DataFrame) for o in images.itertuples() if o.box is None and (o.mask or not o.label)}
+    rows = {o.path if o.box is None else f"{o.path}{list(o.box)}": o for images, _ in parts if isinstance(images, pd.DataFrame) for o in images.itertuples() if o.mask or not o.label}
     known = [o for o in scored if o.name in rows]
-    if not any(rows[o.name].label for o in known): raise DraError("pixel metrics need masks: a folder in MVTec layout with ground_truth/, or masks/ beside anomalies/")
+    n = sum(rows[o.name].label for o in known)
+    if not n: raise DraError("pixel metrics need masks: a folder in MVTec layout with ground_truth/, masks/ beside anomalies/, or a csv with a column mask")
     found = pixel_metrics([o.map for o in known], [read_mask(rows[o.name]._asdict(), size=o.map.shape[0]) for o in known])
-    return {k: found[k] for k in ("pixel_auroc", "aupro", "pixel_f1")}
+    notes = [f"pixel metrics of {n} of {anomalies} anomalies, the others have no mask"]*(n < anomalies)
+    return {k: found[k] for k in ("pixel_auroc", "aupro", "pixel_f1")}, notes
+
+def met_before(summary:dict, rule:Rule, scored:list)->list:  # of str
+    "A note, if some images are no judges: the training or the threshold rests on them"
+    use = ["learnt"] + ["normal"]*isinstance(rule.by, str) + ["anomaly"]*rule.needs_anomalies
+    known = {o for k in use for o in summary.get("known", {}).get(k, ())}  # a file of an earlier version has none
+    n = sum(o.digest in known for o in scored)
+    return [f"{n} of {len(scored)} images were learnt from, or chose the threshold: these numbers are too good"]*bool(n)
 
 def evaluation(d:Scorer, summary:dict, normal, anomalies, pixels:bool, batch:int)->Report:
     "Judge a detector on labelled images"
@@ -573,19 +649,35 @@ def evaluation(d:Scorer, summary:dict, normal, anomalies, pixels:bool, batch:int
     scored, classes, unreadable = score_parts(d, parts, batch, "score" if pixels else None)
     scores, bad = np.array([o.score for o in scored]), classes != ""
     metrics = dict(auroc=separation(scores[~bad], scores[bad]), ap=float(average_precision_score(bad, scores))) if 0 < bad.sum() < len(bad) else {}
-    if pixels: metrics |= pixel_results(parts, scored)
+    notes = met_before(summary, d.threshold_.rule, scored)
+    if pixels:
+        found, more = pixel_results(parts, scored, int(bad.sum()))
+        metrics, notes = metrics | found, notes + more
     known = summary["anomalies"] if summary["supervised"] else ()
     groups = groups_by_class(scores, classes, lambda k: "tested" + novelty(k, known))
     for g in groups: g.against = scores[~bad].tolist()
-    return Report(f"{d.method}, tested on {counted((~bad).sum(), 'normal', 'normals')} and {counted(bad.sum(), 'anomaly', 'anomalies')}", d.threshold_, groups, [], metrics, unreadable)
+    return Report(f"{d.params_['method']}, tested on {counted((~bad).sum(), 'normal', 'normals')} and {counted(bad.sum(), 'anomaly', 'anomalies')}", d.threshold_, groups, notes, metrics, unreadable)
+
+def calibration(d:Scorer, rule:Rule, normal, anomalies, batch:int)->tuple:  # Threshold, list of Group, dict as of `known_images`
+    "A threshold that is chosen on new images"
+    scored, classes, unreadable = score_parts(d, test_parts(normal, anomalies), batch)
+    refuse_unreadable([o.error for o in unreadable], "no threshold was chosen")
+    known = d.summary_.get("known", {})
+    learnt = [o.name for o in scored if o.digest in set(known.get("learnt", ()))]
+    if learnt: raise DraError(f"{len(learnt)} of {len(scored)} images were learnt from, so their scores cannot choose a threshold; leave them out: {first_names(learnt)}")
+    scores, digests, bad = np.array([o.score for o in scored]), np.array([o.digest for o in scored], object), classes != ""
+    known = known | dict(anomaly=digests[bad].tolist()) | ({} if normal is None else dict(normal=digests[~bad].tolist()))
+    threshold = choose_threshold(rule, d.threshold_.normal if normal is None else scores[~bad], scores[bad])
+    return threshold, groups_by_class(scores, classes, lambda k: "calibration"), known
 
 # %% ../../nbs/training/03_detector.ipynb #d13b8080
 SCHEMA = 1
 
 def describe(d)->dict:
     "All of a trained detector but its tensors, as JSON"
-    params = d.get_params() | {"weights": d.summary_["weights"], "schedule": d.schedule and asdict(d.schedule)}
-    prepare = dict(size=d.image_size, colours="RGB", resize="PIL bilinear to a square", scale="1/255", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    params = d.params_ | {"schedule": d.params_["schedule"] and asdict(d.params_["schedule"])}
+    if params["weights"] not in ("imagenet", "none", None): params["weights"] = d.summary_["weights"]  # no path: it says nothing on another machine
+    prepare = dict(size=d.size_, colours="RGB", resize="PIL bilinear to a square", scale="1/255", mean=IMAGENET_MEAN, std=IMAGENET_STD)
     threshold = dict(value=d.threshold_.value, rule=asdict(d.threshold_.rule), normal=d.threshold_.normal, anomaly=d.threshold_.anomaly)
     return dict(schema=SCHEMA, params={k: v for k, v in params.items() if k != "device"}, preprocessing=prepare, threshold=threshold,
                 groups=[asdict(g) for g in d.groups_], summary=d.summary_, versions=versions())
@@ -617,13 +709,13 @@ def restore(cls, path, device:str):
     config = read_detector(path)
     schedule, t = config["params"].pop("schedule"), config["threshold"]
     d = cls(**config["params"], schedule=schedule and Schedule(**schedule), device=device)
-    d.device_ = str(pick_device(device))
+    d.params_, d.device_ = d.get_params(), str(pick_device(device))
     d.threshold_ = replace(choose_threshold(replace(rule_from(t["rule"]), by=float(t["value"])), t["normal"], t["anomaly"]), rule=rule_from(t["rule"]))
     d.groups_, d.summary_ = [Group(**g) for g in config["groups"]], config["summary"]
-    d.method_ = load_method(path, d.device_)
+    d.method_ = load_method(path, d.device_).to(memory_format=torch.channels_last)
     bad = [k for k, v in d.method_.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]
     if bad: raise DraError(f"{path} has values in {bad[0]!r} that are not finite; the file is damaged")
-    str(d.report_), judge(d, [("trial", np.zeros((3, d.image_size, d.image_size), np.uint8), "")])  # everything in it can be used
+    str(d.report_), judge(d, [("trial", np.zeros((3, d.size_, d.size_), np.uint8), "")])  # everything in it can be used
     return d
 
 # %% ../../nbs/training/03_detector.ipynb #269d768e
@@ -635,24 +727,26 @@ class Trained(Scorer):
     def report_(self)->Report:
         "What is known since `fit`: print it"
         self._need_fit()
-        return Report(title_of(self, self.summary_), self.threshold_, self.groups_, notes_of(self.summary_, self.threshold_, self.groups_))
+        groups = [g for g in self.groups_ if g.fits(self.threshold_.rule)]
+        notes = notes_of(self.summary_, self.threshold_, groups)
+        if len(groups) < len(self.groups_): notes.append("what was left out is not shown: this threshold cannot be chosen in the trainings without it")
+        return Report(title_of(self, self.summary_), self.threshold_, groups, notes)
 
     def calibrate(self, normal=None, anomalies=None,  # labelled images that were not learnt from, as for `evaluate`; None: those of the last time
                   batch:int=32,
                   **rule):  # threshold, fpr, miss, false_alarm, prevalence: what shall change
         "Choose the threshold anew, without a new training"
         self._need_fit()
-        for name in rule: choose("setting of a threshold", name, ("threshold", "fpr", "miss", "false_alarm", "prevalence"))
+        own = ("threshold", "fpr", "miss", "false_alarm", "prevalence")
+        for name in rule: choose("setting of a threshold", name, own)
         new = type(self)(**self.get_params() | rule).rule
-        if normal is None and anomalies is None: threshold = choose_threshold(new, self.threshold_.normal, self.threshold_.anomaly)
+        if normal is None and anomalies is None: self.threshold_ = choose_threshold(new, self.threshold_.normal, self.threshold_.anomaly)
         else:
-            scored, classes, unreadable = score_parts(self, test_parts(normal, anomalies), batch)
-            refuse_unreadable([o.error for o in unreadable], "no threshold was chosen")
-            scores, bad = np.array([o.score for o in scored]), classes != ""
-            threshold = choose_threshold(new, scores[~bad] if normal is not None else self.threshold_.normal, scores[bad])
-            self.groups_ = [g for g in self.groups_ if g.role != "calibration"] + groups_by_class(scores, classes, lambda k: "calibration")
-        self.threshold_ = threshold
-        return self.set_params(**rule)
+            self.threshold_, groups, known = calibration(self, new, normal, anomalies, batch)
+            self.groups_, self.summary_ = [g for g in self.groups_ if g.role != "calibration"] + groups, self.summary_ | dict(known=known)
+        self.set_params(**rule)
+        self.params_ = self.params_ | {k: getattr(self, k) for k in own}
+        return self
 
     def evaluate(self, normal, anomalies=None,  # labelled images that it has never met: normals and anomalies, or data with labels
                  pixels:bool=False,             # also pixel metrics, where there are masks
@@ -668,6 +762,7 @@ class Trained(Scorer):
         write_detector(self, path)
 
     @classmethod
+    @torch.inference_mode(False)  # heat maps need gradients
     def load(cls, path, device:str="auto"):
         "A detector as it was saved; it scores the same, on any device"
         try: return restore(cls, path, device)
@@ -687,15 +782,19 @@ class AnomalyDetector(Trained):
         "Learn, choose the threshold, and make the report"
         check_settings(self)
         check, self.device_ = (check,) if isinstance(check, str) else tuple(check), str(pick_device(self.device))
+        if check and not isinstance(self.rule.by, str): raise DraError("check trains again, and a number as threshold cannot judge the scores of another training, which have another unit; choose the threshold by fpr, f1 or cost")
+        if self.summary_ and self.weights == self.summary_["weights"] != "none":
+            raise DraError(f"this detector was trained from the weights {self.weights}, which its file does not hold; to fit it again, call set_params(weights=...) with their file, or 'imagenet'")
         data = gather(normal, anomalies, validation, self.image_size, self.rule, self.holdout, self.seed, progress)
         strange = None if outliers is None else read_heaps({"outliers": (outliers, 0)}, self.image_size, progress)["outliers"]
         plan = make_plan(self, len(data.given), strange)
         free = data.judged if plan.supervised else np.r_[data.given, data.judged]  # anomalies that are not trained on
-        if self.rule.needs_anomalies and not len(free): choose_threshold(self.rule, [0.0])  # says what is missing
+        if isinstance(self.rule.by, str): choose_threshold(self.rule, np.zeros(len(data.held)), np.zeros(len(free)))  # says what is missing
         for kind in check: folds(data, kind)
+        if check and not plan.supervised: plan.notes.append(f"check={'+'.join(check)} left nothing out: {self.method} does not learn from anomalies")
         method, history = train(self, plan, data, data.given, self.method if progress else None)
         groups = groups_of(method, data, plan.supervised, self.device_)
         for kind in check if plan.supervised else (): groups += left_out(self, plan, data, kind, progress)
         threshold = choose_threshold(self.rule, *(scores_of(method, data, o, self.device_) for o in (data.held, free)))
-        self.method_, self.threshold_, self.groups_, self.summary_ = method, threshold, groups, summarise(self, plan, data, history)
+        self.method_, self.threshold_, self.groups_, self.summary_, self.params_ = method, threshold, groups, summarise(self, plan, data, history), self.get_params()
         return self

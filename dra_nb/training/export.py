@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..core import DraError, atomic, choose
 from ..data.images import normalize
 from ..data.sources import Decoded, stream
-from .detector import Scored, Scorer, refuse_errors, versions
+from .detector import Scored, Scorer, portions, refuse_batch, refuse_errors, versions
+from ..models.folding import folded
 from .loop import score_rows
 from .memory import c_library
 
@@ -96,7 +97,7 @@ def backbone_of(method)->str:
 def exportable(d:Scorer)->list:  # names of the heads
     "Run a detector once on the CPU; refuse what is known to have no counterpart in ONNX"
     method = copy.deepcopy(d.method_).cpu().eval()
-    with Seen() as seen: heads = list(method.head_scores(normalize(examples(1, d.image_size)/255)))
+    with Seen() as seen: heads = list(method.head_scores(normalize(examples(1, d.size_)/255)))
     if any("upsample_bicubic2d_aa" in o for o in seen.names):
         side = getattr(getattr(method.backbone, "body", None), "pretrained_cfg", {}).get("input_size", (3, 0, 0))[-1]
         raise DraError(f"{backbone_of(method)} cannot be written as ONNX here: it stretches the positions that it learnt at {side} px to other image sizes, for which ONNX has no operation. "
@@ -130,10 +131,14 @@ class OnnxDetector:
 
     def score_samples(self, images, batch:int=32)->np.ndarray:  # (N,)
         "Anomaly score of each image, from wherever it comes; higher is more anomalous"
-        read = list(stream(images, self.size))
-        refuse_errors([Scored(name, error=error) for name, _, error in read])
-        pixels = [p for _, p, _ in read]
-        return np.concatenate([self.scores(np.stack(pixels[i:i + batch]))["score"] for i in range(0, len(pixels), batch)])
+        refuse_batch(batch)
+        asked, scores = [], []
+        for portion in portions(stream(images, self.size), batch):
+            asked += [Scored(name, error=error) for name, _, error in portion]
+            pixels = [p for _, p, _ in portion if p is not None]
+            if pixels: scores.append(self.scores(np.stack(pixels))["score"])
+        if not refuse_errors(asked): raise DraError(f"there are no images{f' in {images}' if isinstance(images, (str, os.PathLike)) else ''}; pass at least one")
+        return np.concatenate(scores)
 
 # %% ../../nbs/training/05_export.ipynb #35da91e9
 def difference(a, b)->float:  # (N,) each
@@ -143,9 +148,9 @@ def difference(a, b)->float:  # (N,) each
 
 def compare(d:Scorer, exported:OnnxDetector, batches=(1, 3, 8))->float:
     "The largest difference between PyTorch and ONNX, over batches, scores and heads"
-    images, method, worst = examples(8, d.image_size), copy.deepcopy(d.method_), 0.0
+    images, method, worst = examples(8, d.size_), folded(copy.deepcopy(d.method_).cpu()), 0.0
     for n in batches:
-        ours = score_rows(method, Decoded(images[:n]), np.arange(n), "cpu", "fp32", n)
+        ours = score_rows(method, Decoded(images[:n]), np.arange(n), "cpu", "fp32", n, fold=False)
         theirs = exported.scores(images[:n].numpy())
         if set(ours) != set(theirs): raise DraError(f"the exported file gives {', '.join(theirs)}, not {', '.join(ours)}")
         if any(theirs[k].shape != (n,) for k in ours): raise DraError(f"the exported file gives {theirs['score'].shape} scores for {n} images")
@@ -154,10 +159,10 @@ def compare(d:Scorer, exported:OnnxDetector, batches=(1, 3, 8))->float:
 
 def speed(d:Scorer, exported:OnnxDetector, batches=(1, 8), repeats:int=5)->dict:
     "Milliseconds per image of PyTorch and ONNX on this CPU: smallest of some repeats"
-    found, method = {}, copy.deepcopy(d.method_)
+    found, method = {}, folded(copy.deepcopy(d.method_).cpu())
     for n in batches:
-        images = examples(n, d.image_size)
-        for name, call in (("torch", lambda: score_rows(method, Decoded(images), np.arange(n), "cpu", "fp32", n)), ("onnx", lambda: exported.scores(images.numpy()))):
+        images = examples(n, d.size_)
+        for name, call in (("torch", lambda: score_rows(method, Decoded(images), np.arange(n), "cpu", "fp32", n, fold=False)), ("onnx", lambda: exported.scores(images.numpy()))):
             times = []
             for _ in range(repeats + 1):
                 start = time.perf_counter()
@@ -181,21 +186,21 @@ def export_onnx(d:Scorer,             # trained, see training.detector
     heads = exportable(d)
     with atomic(path) as part:
         try:
-            trace(d.method_, d.image_size, pixels, part, ["score", *(f"score_{h}" for h in heads)], opset)
+            trace(d.method_, d.size_, pixels, part, ["score", *(f"score_{h}" for h in heads)], opset)
             describe_onnx(onnx, part, d, pixels, heads)
             exported = OnnxDetector(part)
             worst = compare(d, exported)
-        except Exception as e: raise DraError(f"{d.method} on {backbone_of(d.method_)} cannot be written as ONNX with these settings ({type(e).__name__}: {str(e).strip()[:300]}); "
+        except Exception as e: raise DraError(f"{d.params_['method']} on {backbone_of(d.method_)} cannot be written as ONNX with these settings ({type(e).__name__}: {str(e).strip()[:300]}); "
                                               "use save and load, another backbone such as resnet18, or another method") from e
-        if not worst <= tolerance: raise DraError(f"the ONNX graph of {d.method} gives other scores than PyTorch (by {worst:.1g} of their size); use save and load, another backbone such as resnet18, or another method")
+        if not worst <= tolerance: raise DraError(f"the ONNX graph of {d.params_['method']} gives other scores than PyTorch (by {worst:.1g} of their size); use save and load, another backbone such as resnet18, or another method")
         report = dict(size_mb=os.path.getsize(part)/1e6, difference=worst) | (speed(d, exported, repeats=repeats) if repeats else {})
     return report
 
 def describe_onnx(onnx, path, d:Scorer, pixels:str, heads:list):
     "Put the metadata into a file"
     model, t = onnx.load(str(path)), d.threshold_
-    prepare = dict(size=d.image_size, colours="RGB", resize="PIL bilinear to a square", input=pixels, normalisation="inside the graph")
-    about = dict(schema=1, method=d.method, preprocessing=prepare, heads=heads, versions=versions(),
+    prepare = dict(size=d.size_, colours="RGB", resize="PIL bilinear to a square", input=pixels, normalisation="inside the graph")
+    about = dict(schema=1, method=d.params_["method"], preprocessing=prepare, heads=heads, versions=versions(),
                  threshold=dict(value=t.value, rule=asdict(t.rule), held_out_normals=len(t.normal), says="an image that scores above it is called anomalous"))
     onnx.helper.set_model_props(model, {"dra_nb": json.dumps(about)})
     model.producer_name, model.doc_string = "dra_nb", "Anomaly scores of images; higher is more anomalous. See the metadata entry dra_nb."

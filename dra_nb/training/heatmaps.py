@@ -62,8 +62,8 @@ def patch_centres(backbone,       # in evaluation mode
                   places,         # (y, x) in its feature map, a few
                  )->torch.Tensor: # (n, 2) y and x in pixels
     "Centres of the pixels that patches look at, weighted by their squared gradients"
-    with torch.enable_grad():
-        images = images.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():  # also where the caller wants no gradients
+        images = images.detach().clone().requires_grad_()
         energy = backbone(images).float().square().sum((0, 1))
         grads = [torch.autograd.grad(energy[y, x], images, retain_graph=True)[0] for y, x in places]
     return torch.stack([centre_of(g.float().square().sum((0, 1))) for g in grads]).cpu()
@@ -132,8 +132,8 @@ def gradient_map(method:Method,        # trained, in evaluation mode
                  head:str="",          # of which contribution; "": the score
                 )->torch.Tensor:       # (B, H, W) float32
     "Sum over the colours of the absolute derivative of the score with respect to the pixels"
-    with torch.enable_grad():
-        images = images.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():  # also where the caller wants no gradients
+        images = images.detach().clone().requires_grad_()
         parts = method.head_scores(images)
         score = parts[choose("head with a score", head, parts)] if head else sum(parts.values())
         if not score.requires_grad: raise DraError(f"the {head or 'score'} of {type(method).__name__} has no gradient; use another kind of map")

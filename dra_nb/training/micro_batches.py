@@ -15,7 +15,7 @@ from ..methods.method import Batch
 def most_portions(batch:int,      # images per step
                   anomalies:int,  # of which given anomalies
                  )->int:
-    "So many portions have a normal and a given anomaly each"
+    "So many portions have a given anomaly each, and an image that is none (normal or pseudo anomaly)"
     return min(batch - anomalies, anomalies or batch)
 
 def check_portions(n:int,          # portions per step
@@ -35,31 +35,41 @@ def portions(batch:Batch,  # on the device; None: the method draws its own image
     return [Batch(batch.images[order[i::n]].contiguous(memory_format=torch.channels_last), batch.labels[order[i::n]], batch.references) for i in range(n)]
 
 # %% ../../nbs/training/08_micro_batches.ipynb #9841508b
-def gradients(compute,  # function(Batch) -> dict of named losses
+def gradients(method,   # Method
+              compute,  # function(Batch) -> dict of named losses
               parts,    # from `portions`
               autocast, # () -> context of the forward pass
-             )->dict:   # head -> mean loss, detached
+             )->dict:   # head -> mean loss of the batch, detached
     "Forward and backward of all portions; gradients add up in the parameters"
-    total = {}
+    total, labels = {}, torch.cat([p.labels for p in parts]) if len(parts) > 1 else None
+    n = {} if labels is None else {head: mask.sum().clamp(min=1) for head, mask in method.concern(labels).items()}
     for part in parts:
         with autocast(): losses = compute(part)
-        (sum(losses.values())/len(parts)).backward()
-        for head, loss in losses.items(): total[head] = total.get(head, 0) + loss.detach()/len(parts)
+        if labels is not None:
+            share = {head: mask.sum()/n[head] for head, mask in method.concern(part.labels).items()}
+            losses = {head: loss*share.get(head, len(part.labels)/len(labels)) for head, loss in losses.items()}
+        sum(losses.values()).backward()
+        for head, loss in losses.items(): total[head] = total.get(head, 0) + loss.detach()
     return total
 
 # %% ../../nbs/training/08_micro_batches.ipynb #a93f02e6
+_FULL = ("t allocate memory", "not enough memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")  # torch, CUDA, cuBLAS, cuDNN
+
 def is_out_of_memory(error:Exception)->bool:
     "Has an allocation failed, on a GPU or a CPU?"
-    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or isinstance(error, RuntimeError) and "t allocate memory" in str(error)
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or isinstance(error, RuntimeError) and any(o in str(error) for o in _FULL)
 
 def too_large(error:Exception,  # the failed allocation
               batch:Batch,
               n:int,            # portions it was cut into
              )->DraError:
     "What to say when a step does not fit"
-    size = "" if batch is None else f" with {len(batch.images)} images of {batch.images.shape[-1]} px in {n} portion(s)"
-    return DraError(f"out of memory in a training step{size} ({str(error).splitlines()[0][:150]}); compute it in more portions (accumulate={2*n}), let the training "
-                    "find their number (split_on_oom), or lower the batch or the image size")
+    size, more = "", ""
+    if batch is not None:
+        size, own = f" with {len(batch.images)} images of {batch.images.shape[-1]} px in {n} portion(s)", batch.labels[batch.labels != 3]
+        if n < (most := most_portions(len(own), int((own == 1).sum()))):
+            more = f"compute it in more portions (accumulate={min(2*n, most)}), let the training find their number (split_on_oom), or "
+    return DraError(f"out of memory in a training step{size} ({str(error).splitlines()[0][:150]}); {more}lower the batch or the image size")
 
 def split_gradients(method,     # Method
                     compute,    # see `gradients`
@@ -72,11 +82,13 @@ def split_gradients(method,     # Method
     kept = {k: b.clone() for k, b in method.named_buffers()} if most > n else {}
     while True:
         method.zero_grad(set_to_none=True)
-        try: return gradients(compute, portions(batch, n), autocast), n
+        if n > 1 and compute != method.training_step:
+            for p in method.parameters(): p.grad = torch.zeros_like(p) if p.requires_grad else None
+        try: return gradients(method, compute, portions(batch, n), autocast), n
         except (RuntimeError, MemoryError) as e:
             if not is_out_of_memory(e): raise
-            if batch is None or 2*n > most: raise too_large(e, batch, n) from e
-        n *= 2
+            if batch is None or n >= most: raise too_large(e, batch, n) from e
+        n = min(2*n, most)
         with torch.no_grad():
             for k, b in method.named_buffers(): b.copy_(kept[k])
         if torch.cuda.is_available(): torch.cuda.empty_cache()

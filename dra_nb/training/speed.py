@@ -26,6 +26,7 @@ from ..data.images import ImageStore
 from ..data.protocols import Split
 from ..data.samplers import BalancedSampler
 from ..methods.method import Batch, Method, Schedule, create_method, method_schedule
+from ..models.folding import folded
 from . import loop
 from .loop import fit, pick_device, pick_precision, score_rows
 from .memory import recycled_memory, trim_memory
@@ -268,9 +269,11 @@ def run_backbone(case:Case,
                  n:int,             # images
                  batch:int=64,
                  heads:bool=False,  # with the heads
+                 fold:bool=False,   # as `score_rows` has it, see models.folding
                 )->float:           # seconds
     "Nothing but the backbone at the method's scales, on random tensors that are on the device"
     method, side = method.to(case.device, memory_format=case.layout).eval(), case.store.size
+    if fold: method = folded(method)
     scales = [torch.randn(min(batch, n), 3, side >> k, side >> k, device=case.device).contiguous(memory_format=case.layout) for k in range(getattr(method, "scales", 1))]
     def forward():
         with case.memory(), case.autocast():
@@ -319,9 +322,10 @@ def memory_mb(device:torch.device)->float:
     except (OSError, AttributeError): return peak_mb()
 
 def settled_mb(device:torch.device)->float:
-    "`memory_mb` once what is free has gone back to the system, where the C library can (glibc)"
+    "`memory_mb` once what is free has gone back to the system, where the C library can (glibc); on a GPU the peak starts again from here"
     gc.collect()
     trim_memory()
+    if device.type == "cuda": torch.cuda.reset_peak_memory_stats(device)
     return memory_mb(device)
 
 class MemoryPeak:
@@ -336,7 +340,6 @@ class MemoryPeak:
         while not self.done.wait(self.every): self.mb = max(self.mb, memory_mb(self.device) - self.above)
 
     def __enter__(self):
-        if self.device.type == "cuda": torch.cuda.reset_peak_memory_stats(self.device)
         before = settled_mb(self.device)
         if self.above is None: self.above = before
         self.thread = threading.Thread(target=self._look, daemon=True)

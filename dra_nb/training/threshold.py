@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RULES', 'finest_rate', 'normals_for', 'check_rate', 'alarms_allowed', 'by_rate', 'promised_interval',
-           'counted_interval', 'rates_at', 'candidates', 'f1_of', 'cost_of', 'Rule', 'Threshold', 'choose_threshold',
-           'rule_from']
+           'counted_interval', 'rates_at', 'candidates', 'f1_of', 'cost_of', 'plain', 'Rule', 'Threshold',
+           'choose_threshold', 'rule_from']
 
 # %% ../../nbs/training/07_threshold.ipynb #c2260098
 import math
@@ -88,6 +88,10 @@ def cost_of(found, alarms, prevalence:float, miss:float, false_alarm:float)->np.
 # %% ../../nbs/training/07_threshold.ipynb #3feffb5e
 RULES = ("fpr", "f1", "cost")
 
+def plain(value):
+    "A number of NumPy or PyTorch as one of Python, which JSON knows; anything else as it is"
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
 @dataclass(frozen=True)
 class Rule:
     "How a threshold is chosen"
@@ -98,6 +102,7 @@ class Rule:
     prevalence:float = None    # share of anomalies in production; None: that of the validation images
 
     def __post_init__(self):
+        for f in fields(self): object.__setattr__(self, f.name, plain(getattr(self, f.name)))
         if isinstance(self.by, bool) or not isinstance(self.by, (str, int, float)): raise DraError(f"a threshold is chosen by {', '.join(RULES)}, or is a number, not {self.by!r}")
         if isinstance(self.by, str): choose("way to choose a threshold", self.by, RULES)
         elif not math.isfinite(self.by): raise DraError(f"the threshold is {self.by}; it must be a finite number")
@@ -135,7 +140,7 @@ class Threshold:
         return (1 + len(normal) - np.searchsorted(normal, np.asarray(scores, float), side="left"))/(len(normal) + 1)
 
     def __str__(self):
-        n, k = len(self.normal), sum(o >= self.value for o in self.normal)
+        n, k = len(self.normal), 1 + sum(o > self.value for o in self.normal)
         if self.rule.by == "fpr":
             low, high = promised_interval(n, k)
             return (f"threshold {self.value:.4g} for at most {self.fpr:.1%} false alarms: {k/(n + 1):.1%} expected on new normals, {low:.1%} to {high:.1%} with 90 % "

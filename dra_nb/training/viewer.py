@@ -13,7 +13,6 @@ __all__ = ['NORMAL', 'ANOMALY', 'GREY', 'MOVED', 'TITLES', 'LISTED', 'FLIPS', 'W
 import base64, heapq, io, math, os
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np, pandas as pd
 from PIL import Image
@@ -21,7 +20,7 @@ from PIL import Image
 from ..core import DraError, atomic
 from ..data.own import NORMAL_FOLDERS
 from ..data.sources import read_labelled, stream
-from .detector import as_frame, judge, refuse_errors, test_parts, title_of
+from .detector import as_frame, judge, portions, refuse_errors, test_parts, title_of
 from .heatmaps import common_scale, map_kinds, overlay
 from .loop import pick_device
 from .memory import recycled_memory
@@ -160,13 +159,13 @@ def with_pixels(detector,        # that has learnt
                 batch:int=32,    # images scored at a time, and held in memory
                ):
     "Yield (Scored, pixels uint8 (3, size, size) or None) of each image"
-    source = stream(images, detector.image_size)
     with recycled_memory(pick_device(detector.device_)):
-        for portion in iter(lambda: list(islice(source, batch)), []):
+        for portion in portions(stream(images, detector.size_), batch):
             for o, (_, pixels, _) in zip(judge(detector, portion), portion): yield o, pixels
 
-def class_of(label)->str:  # 0, 1, True, False or a name -> '' for normals
+def class_of(label)->str:  # 0, 1, True, False, as text too, or a name -> '' for normals
     "The class that a label stands for"
+    if isinstance(label, str): label = {"0": 0, "1": 1}.get(label.strip(), label)  # from a file that was read as text
     if isinstance(label, str): return "" if label.lower() in NORMAL_FOLDERS else label
     if label in (0, 1): return "anomaly"*int(label)
     raise DraError(f"a label is 0 (normal), 1 (anomaly), or the name of a class, '' that of normals; not {label!r}")
