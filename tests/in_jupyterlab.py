@@ -115,8 +115,8 @@ def open_notebook(page, address, name):
 
 def run_all(page, seconds=300):
     "Run all cells, to the last or the first error"
-    page.js("jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)")
-    page.wait(f"{IDLE} && ![...document.querySelectorAll('.jp-Notebook .jp-InputPrompt')].some(o => o.textContent.includes('*'))", seconds)
+    page.js("window.ended = false, jupyterapp.commands.execute('notebook:run-all-cells').finally(() => window.ended = true), 0")
+    page.wait(f"window.ended && {IDLE} && ![...document.querySelectorAll('.jp-Notebook .jp-InputPrompt')].some(o => o.textContent.includes('*'))", seconds)
 
 SEEN = """(() => { const all = s => [...document.querySelectorAll('.jp-Notebook ' + s)];
 return {code: all('.jp-CodeCell').length, ran: all('.jp-CodeCell > .jp-Cell-inputWrapper .jp-InputPrompt').filter(o => /\\[\\d+\\]/.test(o.textContent)).length,
