@@ -42,7 +42,7 @@ for line in sys.argv[2:]:
 def reports(tmp_path_factory):
     "Folder of the reports: `scoring` as a user runs it, with processes of its own; the others one after the other in one process"
     out = tmp_path_factory.mktemp("reports")
-    succeeded(python(TOGETHER, out, *[line for name, line in TRIALS.items() if name != "scoring"], cwd=REPO))
+    succeeded(python(TOGETHER, out, *[line for name, line in TRIALS.items() if name != "scoring"], cwd=REPO, timeout=1200))  # bf16 is slow where a CPU has it not
     script, *options = TRIALS["scoring"].split()
     done = subprocess.run([sys.executable, REPO/"benchmarks"/script, *options, "--repeats", "1", "--out", out], cwd=REPO, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0 and "| wall time, score_rows / bare backbone |" in done.stdout, done.stderr[-2000:]

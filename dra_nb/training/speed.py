@@ -386,6 +386,7 @@ def device_peak(device:torch.device,
                 once, _ = seconds_of(product, 2, device=device)
                 times = max(1, round(2*seconds/max(once, 1e-6)))
                 best = max(best, 2*n**3*times/seconds_of(product, times, device=device)[0])
+        if once > 2*seconds: break  # the next size would take eight times as long
     return best
 
 # %% ../../nbs/training/09_speed.ipynb #55de8a10
