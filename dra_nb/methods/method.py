@@ -90,6 +90,7 @@ class Method(nn.Module):
     def set_references(self, images):
         "Encode the fixed normal references (R, 3, H, W) once, for all images to be scored"
 
+# %% ../../nbs/methods/00_method.ipynb #99fd7527
 def outlier_source(method:Method)->str:  # "": none
     "The external dataset that a method draws images from"
     from dra_nb.data.pseudo import PSEUDO

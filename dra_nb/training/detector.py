@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['FEW', 'DEFAULTS', 'SCHEMA', 'Scored', 'as_frame', 'Group', 'separation', 'first_names', 'without_score', 'Report',
            'Settings', 'is_whole', 'check_settings', 'refuse_batch', 'refuse_errors', 'judge', 'portions', 'digest',
-           'in_portions', 'Scorer', 'hold_out', 'Learning', 'errors_in', 'refuse_unreadable', 'kept', 'read_heaps',
-           'is_empty', 'gather', 'for_few', 'Plan', 'make_plan', 'train', 'scores_of', 'folds', 'left_out', 'novelty',
-           'groups_of', 'summarise', 'known_images', 'versions', 'counted', 'title_of', 'notes_of', 'test_parts',
-           'score_parts', 'groups_by_class', 'pixel_results', 'met_before', 'evaluation', 'calibration', 'describe',
-           'write_detector', 'read_detector', 'restore', 'Trained', 'AnomalyDetector']
+           'in_portions', 'Learnt', 'Scorer', 'hold_out', 'Learning', 'errors_in', 'refuse_unreadable', 'kept',
+           'read_heaps', 'is_empty', 'gather', 'for_few', 'Plan', 'make_plan', 'train', 'scores_of', 'folds',
+           'left_out', 'novelty', 'groups_of', 'summarise', 'known_images', 'versions', 'counted', 'title_of',
+           'notes_of', 'test_parts', 'score_parts', 'groups_by_class', 'pixel_results', 'met_before', 'evaluation',
+           'calibration', 'describe', 'write_detector', 'read_detector', 'restore', 'Trained', 'AnomalyDetector']
 
 # %% ../../nbs/training/03_detector.ipynb #5f05ce51
 import inspect, json, math, os, platform, re
@@ -268,8 +268,8 @@ def in_portions(d, images, batch:int, maps=None, workers=None, digests=False):
     if found is None: raise DraError(f"there are no images{f' in {images}' if isinstance(images, (str, os.PathLike)) else ''}; pass at least one")
 
 # %% ../../nbs/training/03_detector.ipynb #c025f735
-class Scorer(Settings):
-    "What can be asked of a detector that has learnt"
+class Learnt(Settings):
+    "What a detector computes with, once it has learnt"
     method_, threshold_, device_ = None, None, "cpu"  # Method and Threshold, after `fit` or `load`
     params_ = None  # the settings that it learnt with, which `set_params` does not change
     _shifts = None, {}  # a method, and where the middles of its patches lie, see training.heatmaps
@@ -281,6 +281,25 @@ class Scorer(Settings):
         self._need_fit()
         return self.params_["image_size"]
 
+    def _heat(self, store, kind, sigma=4.0):
+        from dra_nb.training.heatmaps import heatmaps
+        if self._shifts[0] is not self.method_: self._shifts = self.method_, {}
+        return heatmaps(self.method_, store, kind, sigma=sigma, device=self.device_, precision="fp32", shifts=self._shifts[1])
+
+    def _quick(self):
+        tensors = chain(self.method_.parameters(), self.method_.buffers())
+        state = self.method_, [(id(t), 0 if t.is_inference() else t._version) for t in tensors]  # PyTorch counts the changes in place
+        if self._folded[0] != state: self._folded = state, folded(self.method_)
+        return self._folded[1]
+
+    def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k != "_folded"}  # it would double a pickle
+
+    def _need_fit(self):
+        if self.method_ is None: raise DraError("this detector has learnt nothing yet; call fit(normal=..., anomalies=...) or AnomalyDetector.load(path)")
+
+# %% ../../nbs/training/03_detector.ipynb #95d48c76
+class Scorer(Learnt):
+    "What can be asked of a detector that has learnt"
     def score_stream(self,
                      images,            # folder, path, catalog, array, or anything that yields paths and arrays; endless if you like
                      batch:int=32,      # images scored at a time, and held in memory
@@ -322,22 +341,6 @@ class Scorer(Settings):
         if not read: raise DraError("there are no images; pass at least one")
         maps = self._heat(Decoded(np.stack([pixels for _, pixels, _ in read])), kind, sigma)
         return maps[0] if is_one(images) else maps
-
-    def _heat(self, store, kind, sigma=4.0):
-        from dra_nb.training.heatmaps import heatmaps
-        if self._shifts[0] is not self.method_: self._shifts = self.method_, {}
-        return heatmaps(self.method_, store, kind, sigma=sigma, device=self.device_, precision="fp32", shifts=self._shifts[1])
-
-    def _quick(self):
-        tensors = chain(self.method_.parameters(), self.method_.buffers())
-        state = self.method_, [(id(t), 0 if t.is_inference() else t._version) for t in tensors]  # PyTorch counts the changes in place
-        if self._folded[0] != state: self._folded = state, folded(self.method_)
-        return self._folded[1]
-
-    def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k != "_folded"}  # it would double a pickle
-
-    def _need_fit(self):
-        if self.method_ is None: raise DraError("this detector has learnt nothing yet; call fit(normal=..., anomalies=...) or AnomalyDetector.load(path)")
 
 # %% ../../nbs/training/03_detector.ipynb #8ed1ffb6
 def hold_out(n:int,             # normals
