@@ -10,7 +10,7 @@ OUT       ?= outputs
 BIN       := $(VENV)/bin
 PIP       := $(BIN)/python -m pip install --progress-bar on -c constraints.txt
 
-.PHONY: reproduce test check notebooks readme wheel
+.PHONY: reproduce test check notebooks readme house docs wheel
 
 reproduce: $(VENV)/.notebooks
 	$(BIN)/dra_nb reproduce $(ARTEFACTS) --profile $(PROFILE) --out $(OUT) $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
@@ -18,18 +18,28 @@ reproduce: $(VENV)/.notebooks
 test: $(VENV)/.dev check notebooks
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# generated files are what the notebooks say, notebooks are clean, README is what nbs/index.ipynb says
+# generated files are what the notebooks say, notebooks are clean, README is what nbs/index.ipynb says, no complaints of the linters
 check: $(VENV)/.dev
 	rm -rf .check && mkdir .check && cp -r nbs dra_nb README.md .check
 	$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(MAKE) readme
 	diff -r -x __pycache__ -x .ipynb_checkpoints .check/nbs nbs && diff -r -x __pycache__ .check/dra_nb dra_nb && diff .check/README.md README.md
 	rm -rf .check
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+	$(BIN)/mypy
 
 notebooks: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --pause 1 --do_print
 
 readme: $(VENV)/.dev
 	$(BIN)/python .ci/readme.py
+
+# the limits of tests/test_house.py as a table
+house: $(VENV)/.dev
+	$(BIN)/python tests/test_house.py
+
+# the documentation site, in _docs/html
+docs: $(VENV)/.dev
+	$(BIN)/python docs/build.py
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel
@@ -38,9 +48,9 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.notebooks: $(VENV)/bin/python settings.ini setup.py constraints.txt
-	$(PIP) -e ".[notebooks]"
+	$(PIP) -e ".[notebooks,lite]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.notebooks
-	$(PIP) -e ".[notebooks,dev,cluster,stats,export,backbones]"
+	$(PIP) -e ".[notebooks,lite,dev,docs,cluster,stats,export,backbones]"
 	touch $@
