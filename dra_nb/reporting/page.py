@@ -95,7 +95,7 @@ def verdict_table(
     for name in ARTEFACTS:
         file = folder / f"{name}.csv"
         cells = pd.read_csv(file, keep_default_na=False, na_values=[""]) if file.is_file() else pd.DataFrame()
-        if "verdict" in cells:
+        if {"category", "known_class", "verdict"} <= set(cells):  # verdicts on sentences are not counted
             cells = cells[~is_mean(cells)]
             counts = cells.verdict.value_counts()
             rows[name] = {v: int(counts.get(v, 0)) for v in VERDICTS} | {_NOT_PRINTED: int(cells.verdict.isna().sum())}
