@@ -25,7 +25,7 @@ def full_caption(
 
 # %% ../../nbs/reporting/captions.ipynb #4a526627
 _REPRODUCED = "reproduced (within two published standard deviations, or the 95 % interval of the difference covers 0)"
-_WITHIN = "images: mean half-width of the 95 % bootstrap intervals of single runs over their test images"
+_WITHIN = "images: mean half-width of the 95 % intervals of single runs over their test images"
 _TYPES = (
     "within type: AUROC of test anomalies against the normals of their own type alone "
     "(ELPV: mono- or polycrystalline cells)"
