@@ -176,9 +176,13 @@ def entry(name, item, module):
 
 
 def write_api():
-    "A page per module of the package: its public names with their parameters"
+    """A page per module of the package, and a page that lists them by folder
+
+    They are kept out of the navigation, which every page of the site repeats.
+    """
     sys.path.insert(0, str(ROOT))
-    names = []
+    lines = ["# Modules", "", "One page per module: its public names, their parameters and results."]
+    folder = None
     for file in sorted((ROOT / "dra_nb").rglob("*.py")):
         if file.name in ("__init__.py", "_modidx.py"):
             continue
@@ -188,10 +192,13 @@ def write_api():
         entries = [entry(n, getattr(loaded, n), module) for n in public]
         page = SOURCE / "api" / f"{module}.md"
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(f"# {module}\n\n{doc_of(loaded)}\n\n" + "\n".join(entries), encoding="utf-8")
-        names.append(f"api/{module}")
-    text = f"# Modules\n\nOne page per module: its public names, their parameters and results.\n\n{toctree(names)}\n"
-    (SOURCE / "api.md").write_text(text, encoding="utf-8")
+        head = f"---\norphan: true\n---\n# {module}\n\n{doc_of(loaded)}\n\n"
+        page.write_text(head + "\n".join(entries), encoding="utf-8")
+        if file.parent != folder:
+            folder = file.parent
+            lines += ["", f"## {module.rpartition('.')[0]}", ""]
+        lines.append(f"- [{module}](api/{module}.md): {doc_of(loaded)}")
+    (SOURCE / "api.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def caption_of(file):

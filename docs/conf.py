@@ -25,6 +25,7 @@ myst_update_mathjax = False
 exclude_patterns = ["_build"]
 templates_path = ["_templates"]
 
+toc_object_entries = False  # the navigation has pages alone
 html_theme = "furo"
 html_title = f"{project} {release}"
 html_static_path = ["_static"]
