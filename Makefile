@@ -1,4 +1,4 @@
-# Two commands for everybody:   make reproduce   and   make test
+# Two commands for everybody:   make reproduce   and   make test   (and for CI, with everything that is slow:   make test-all)
 # Both do their own set-up in $(VENV); nothing else on the machine is touched.
 PYTHON    ?= python3
 VENV      ?= .venv
@@ -9,14 +9,19 @@ WEIGHTS   ?=
 OUT       ?= outputs
 BIN       := $(VENV)/bin
 PIP       := $(BIN)/python -m pip install --progress-bar on -c constraints.txt
+PYTEST    := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: reproduce test check notebooks readme house docs wheel
+.PHONY: reproduce test test-all check notebooks readme house docs wheel
 
 reproduce: $(VENV)/.notebooks
 	$(BIN)/dra_nb reproduce $(ARTEFACTS) --profile $(PROFILE) --out $(OUT) $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 test: $(VENV)/.dev check notebooks
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.dev check notebooks
+	$(MAKE) reproduce ARTEFACTS=all PROFILE=smoke OUT=outputs DATA= WEIGHTS=
+	$(PYTEST) --durations=10
 
 # generated files are what the notebooks say, notebooks are clean, README is what nbs/index.ipynb says, no complaints of the linters
 check: $(VENV)/.dev
@@ -28,7 +33,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 notebooks: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --pause 1 --do_print
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
 
 readme: $(VENV)/.dev
 	$(BIN)/python .ci/readme.py

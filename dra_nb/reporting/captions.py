@@ -23,8 +23,9 @@ def full_caption(
     parts = [caption, *([notes] if isinstance(notes, str) else notes)]
     return " ".join(p.strip().rstrip(".") + "." for p in parts if p.strip())
 
-# %% ../../nbs/reporting/captions.ipynb #4a526627
+# %% ../../nbs/reporting/captions.ipynb #ff873f9f
 _REPRODUCED = "reproduced (within two published standard deviations, or the 95 % interval of the difference covers 0)"
+_ORDER = "as published, where the 95 % interval of DRA's lead over the method leaves out 0"
 _WITHIN = "images: mean half-width of the 95 % intervals of single runs over their test images"
 _TYPES = (
     "within type: AUROC of test anomalies against the normals of their own type alone "
@@ -43,7 +44,7 @@ def has_parts(
     "Tell whether any cell has test anomalies of both seen and unseen classes"
     return bool((compared.auroc_seen.notna() & compared.auroc_unseen.notna()).any())
 
-# %% ../../nbs/reporting/captions.ipynb #091aab34
+# %% ../../nbs/reporting/captions.ipynb #3e778912
 def reading_note(
     compared: pd.DataFrame,  # from `compare_runs`
     parts: bool = False,  # does the table have rows for seen and unseen classes?
@@ -51,7 +52,7 @@ def reading_note(
     "Say how to read a cell"
     first = ["AUROC, mean ± standard deviation over seeds"]
     if compared.published.notna().any():
-        words = {"reproduced": _REPRODUCED}
+        words = {"reproduced": _REPRODUCED, "same order": f"same order {_ORDER}"}
         signs = ", ".join(f"{SIGNS[v]} {words.get(v, v)}" for v in SIGNS if (compared.verdict == v).any())
         sign_note = f", with a sign: {signs}" if signs else ""
         first.append("below, in parentheses, the published value and our difference from it" + sign_note)

@@ -6,15 +6,17 @@
 __all__ = ['METRICS', 'short_error', 'check_unique', 'match_runs', 'class_means', 'over_seeds', 'beside', 'compare_runs',
            'seed_values', 'compare_study']
 
-# %% ../../nbs/reporting/cells.ipynb #a5725ba1
+# %% ../../nbs/reporting/cells.ipynb #f5a96f57
 import re
 
 import numpy as np
 import pandas as pd
 
 from ..core import DraError
+from .claim_intervals import values_by_cell
 from .intervals import within_run
 from .names import KEYS
+from .orderings import add_orderings
 from .verdicts import add_verdicts
 from .within_type import within_types
 
@@ -171,7 +173,7 @@ def _in_order(cells, runs):
     ]
     return cells.iloc[sorted(range(len(cells)), key=lambda i: rank[i])].reset_index(drop=True)
 
-# %% ../../nbs/reporting/cells.ipynb #54a0aecc
+# %% ../../nbs/reporting/cells.ipynb #b2ab91dc
 def compare_runs(
     results: pd.DataFrame,  # one row per finished run: `KEYS`, seed, `METRICS`
     expected: pd.DataFrame,  # one row per needed run: `KEYS`, seed, and `comparable` (False where it is not given)
@@ -183,10 +185,12 @@ def compare_runs(
 ) -> pd.DataFrame:  # one row per cell, mean rows last in their dataset
     "Set our cells beside the published ones: means over seeds, differences, verdicts, missing runs"
     runs = match_runs(results, expected, failures)
-    cells = pd.concat([over_seeds(r) for r in (runs, class_means(runs)) if len(r)], ignore_index=True)
+    both = pd.concat([runs, class_means(runs)], ignore_index=True)
+    cells = over_seeds(both)
     find = _lookup(published)
     near = pd.DataFrame([beside(c, published, find) for c in cells.to_dict("records")])
     out = add_verdicts(pd.concat([cells.drop(columns="members"), near], axis=1))
+    out = add_orderings(out, values_by_cell(both.dropna(subset="auroc")))
     if within is not None:
         out = out.merge(within[[*KEYS, "within"]], "left", KEYS)
     if types is not None:

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# %% ../../nbs/reporting/markup.ipynb #988707fb
+# %% ../../nbs/reporting/markup.ipynb #6d4c7465
 _SYMBOLS = r"""
 \ \textbackslash{}  ~ \textasciitilde{}  ^ \textasciicircum{}  ` \textasciigrave{}
 < \textless{}  > \textgreater{}  | \textbar{}
 ± $\pm$  − $-$  × $\times$  · $\cdot$  = $=$  ≥ $\ge$  ≤ $\le$  ≈ $\approx$  → $\to$  χ $\chi$  α $\alpha$  µ $\mu$
 ▲ $\blacktriangle$  ▼ $\blacktriangledown$  – --  — ---  … \ldots{}  ‘ `  ’ '  “ ``  ” ''  " ''  [ {[}  ] {]}
-ß \ss{}  ø \o{}  æ \ae{}  Ø \O{}  ł \l{}  & \&  % \%  $ \$  # \#  _ \_  { \{  } \}
+ß \ss{}  ø \o{}  æ \ae{}  Ø \O{}  ł \l{}  & \&  % \%  $ \$  # \#  _ \_  { \{  } \}  ✓ $\checkmark$  ✗ $\times$
 """
 _TEX = dict(zip(_SYMBOLS.split()[::2], _SYMBOLS.split()[1::2]))
 _ACCENTS = dict(zip("\u0300\u0301\u0302\u0303\u0304\u0308\u030a\u030c\u0327", "`'^~=\"rvc"))
@@ -50,8 +50,15 @@ def escape_md(
     special = {"<": "&lt;", "&": "&amp;"} | {c: "\\" + c for c in "|*`\\"}
     return "".join(special.get(c, c) for c in " ".join(text.split()))
 
-# %% ../../nbs/reporting/markup.ipynb #1025e079
-SIGNS = {"reproduced": "=", "better": "▲", "worse": "▼", "undecided": "?"}  # of verdicts
+# %% ../../nbs/reporting/markup.ipynb #7292bed9
+SIGNS = {  # of verdicts
+    "reproduced": "=",
+    "better": "▲",
+    "worse": "▼",
+    "same order": "✓",
+    "other order": "✗",
+    "undecided": "?",
+}
 
 
 @dataclass(frozen=True)

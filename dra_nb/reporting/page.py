@@ -136,7 +136,7 @@ def write_page(
         profile=folder.resolve().name,
         artefacts=[_section(name, folder) for name in sorted(ARTEFACTS, key=lambda n: n != "reproduces")],
         facts=study_facts(Runs(folder / "runs")),
-        verdicts=verdicts.to_html(border=0) if len(verdicts) else "",
+        verdicts=verdicts.loc[:, verdicts.any()].to_html(border=0) if len(verdicts) else "",
     )
     with atomic(folder / "index.html") as part:
         part.write_text(text, encoding="utf-8")

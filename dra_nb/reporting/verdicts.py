@@ -51,8 +51,12 @@ def welch_interval(
     half = stats.t.ppf((1 + level) / 2, freedom) * error
     return WelchInterval(mean - published - half, mean - published + half)
 
-# %% ../../nbs/reporting/verdicts.ipynb #23c1641a
-VERDICTS = ("reproduced", "better", "worse", "undecided", "not comparable", "missing")
+# %% ../../nbs/reporting/verdicts.ipynb #85cac7ee
+VERDICTS = (
+    *("reproduced", "better", "worse"),  # by the value
+    *("same order", "other order", "reference"),  # by the order, see `orderings`
+    *("undecided", "not comparable", "missing"),
+)
 ROUNDING = 0.0005  # of a number printed with three digits
 
 
