@@ -38,7 +38,12 @@ class Profile:
         "The schedule of a method at this size"
         return own.shortened(self.epochs, self.steps, self.batch)
 
-# %% ../../nbs/experiments/profiles.ipynb #fd2adca8
+# %% ../../nbs/experiments/profiles.ipynb #08c75ea9
+_OVER_A_MINUTE = (
+    *("kdad", "ahl", "dra3ar", "dra_nr1", "dra_nr10", "dra_bce", "dra_focal"),
+    *("dra_cp_scar", "dra_cp_mix", "dra_mvtec", "dra_retrained"),
+    *(f"dra_from_{material}" for material in ("metal", "tiles", "weave", "wood")),
+)
 _ON_CPU = {
     "cpu": Profile(
         ("elpv", "brainmri", "aitex", "mvtec"),
@@ -49,7 +54,7 @@ _ON_CPU = {
         batch=48,
         backbone="efficientnet_lite0_stage4",
         frozen=True,
-        slow=("kdad", "ahl"),
+        slow=_OVER_A_MINUTE,
     ),
     "cpu-finetune": Profile(
         ("elpv", "brainmri"),
