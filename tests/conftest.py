@@ -18,9 +18,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config):
-    config.addinivalue_line(
-        "markers", "wheel: builds the wheel and installs it with its dependencies into an empty environment (network)"
-    )
+    config.addinivalue_line("markers", "slow: runs in `make test-all` alone")
 
 
 def same_numbers():

@@ -19,6 +19,8 @@ from dra_nb.experiments.grids import plan, plans
 from dra_nb.experiments.progress import study_status
 from dra_nb.experiments.study import run_missing
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def smoke():

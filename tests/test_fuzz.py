@@ -28,6 +28,8 @@ from dra_nb.methods.registry import create_method
 from dra_nb.models.backbone import BACKBONES, BackboneEntry
 from dra_nb.models.weights import read_weights
 
+pytestmark = pytest.mark.slow
+
 
 def fuzz(n):
     return settings(

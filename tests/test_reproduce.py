@@ -14,6 +14,8 @@ from dra_nb.cli import paper_notebooks
 from dra_nb.core import DraError
 from dra_nb.experiments.artefacts import ARTEFACTS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):

@@ -45,6 +45,8 @@ from dra_nb.reporting.comparison_figure import plot_comparison
 from dra_nb.reporting.page import write_page
 from dra_nb.reporting.results_table import write_table
 
+pytestmark = pytest.mark.slow
+
 # ---- code in files
 
 

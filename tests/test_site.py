@@ -16,6 +16,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from conftest import REPO
 
+pytestmark = pytest.mark.slow
+
 PAGES = [
     "index",
     "gallery",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
-pytestmark = pytest.mark.wheel
+pytestmark = pytest.mark.slow
 
 
 def call(*args, cwd, timeout=900):

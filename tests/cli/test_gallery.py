@@ -16,6 +16,8 @@ from PIL import Image
 from dra_nb.cli import score_files
 from dra_nb.detector.detector import AnomalyDetector
 
+pytestmark = pytest.mark.slow
+
 HOW = dict(image_size=48, backbone="resnet18_stage2", weights=None, epochs=1, steps=2, batch=9, device="cpu")
 HOSTILE = [
     "<img src=x onerror=alert(1)>.png",

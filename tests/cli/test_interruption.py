@@ -17,6 +17,8 @@ from dra_nb.core import file_lock
 from dra_nb.detector.detector import AnomalyDetector
 from dra_nb.detector.scorer import judge
 
+pytestmark = pytest.mark.slow
+
 HOW = dict(image_size=32, backbone="resnet18_stage2", weights=None, device="cpu")
 # In a process of its own: the detector waits in its n-th batch until the test has sent its signal
 SLOW = """

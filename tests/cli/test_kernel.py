@@ -10,6 +10,8 @@ from dra_nb.cli import main as cli
 from dra_nb.cli import paper_notebooks, study_commands
 from dra_nb.core import DraError
 
+pytestmark = pytest.mark.slow
+
 OTHERS = {  # contents of a foreign kernel.json
     "another Python": json.dumps(dict(argv=["false", "{connection_file}"], display_name="x", language="python")),
     "another language": json.dumps(dict(argv=["true"], display_name="R", language="R")),

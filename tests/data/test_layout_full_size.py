@@ -11,6 +11,8 @@ import raw_layouts as raw
 from dra_nb.data.catalog import split_normals
 from dra_nb.data.datasets import load_catalog
 
+pytestmark = pytest.mark.slow
+
 
 def link(source, target):
     target.parent.mkdir(parents=True, exist_ok=True)

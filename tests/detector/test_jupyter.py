@@ -28,6 +28,8 @@ from dra_nb.detector.results import Scored
 from dra_nb.detector.widgets import explorer, report
 from dra_nb.evaluation.threshold import Rule, Threshold
 
+pytestmark = pytest.mark.slow
+
 QUICK = dict(
     image_size=48, backbone="resnet18_stage2", weights=None, epochs=1, steps=2, batch=9, device="cpu", precision="fp32"
 )

@@ -16,6 +16,8 @@ from dra_nb.detector.report_page import sides_of, worst_of, write_report
 from dra_nb.detector.widgets import explorer
 from dra_nb.evaluation.curves import auroc_interval, rate_curve
 
+pytestmark = pytest.mark.slow
+
 SMALL = QUICK | dict(image_size=48)
 
 

@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 from conftest import killed, mvtec_folder, python, succeeded
 
+pytestmark = pytest.mark.slow
+
 # argv: where, n, the command's own arguments. The process kills itself at the n-th call of `where`; n = 0: never
 DRIVER = """
 import os, signal, sys

@@ -25,6 +25,8 @@ from dra_nb.experiments.records import Runs
 from dra_nb.experiments.serial_executor import Outcome
 from dra_nb.experiments.study import run_missing
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("distributed")
 
 

@@ -32,7 +32,7 @@ from dra_nb.reporting.figures import save_figure
 from dra_nb.reporting.page import write_page
 from dra_nb.reporting.results_table import write_table
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")]
 KINDS = ("json", "parquet", "features.parquet")
 
 

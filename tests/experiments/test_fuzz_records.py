@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 
 import pandas as pd
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_up_records import ORIGIN, SEEN_ONLY, change, table, with_features, write
@@ -20,6 +21,8 @@ from dra_nb.experiments.record_writing import write_failure, write_features
 from dra_nb.experiments.records import Runs
 from dra_nb.experiments.spec import RunSpec, spec_from_dict
 from dra_nb.experiments.verify import verify
+
+pytestmark = pytest.mark.slow
 
 
 def fuzz(n):

@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 from conftest import REPO, python, succeeded
 
+pytestmark = pytest.mark.slow
+
 TRIALS = {  # name of the files -> command line
     "training": "training.py --sizes 64 --compare 64 --steps 1 --batch 6 --workers 0 --raw 80 --raw-images 120",
     "growth": "growth.py --sizes 64 --images 60 120 --lengths 1 2 --steps 1 --batch 6",
