@@ -67,17 +67,18 @@ def differences(specs: list) -> Iterator[str]:
     if frozen_note(specs):
         yield frozen_note(specs)
 
-# %% ../../nbs/experiments/comparability.ipynb #d9c4d7ea
+# %% ../../nbs/experiments/comparability.ipynb #2e0733b8
 def size_note(
     specs: list,
     profile: str,  # its name
 ) -> str:
     "Size and weights of the runs in one sentence"
     s = next((x for x in specs if x.schedule.epochs), specs[0])
-    seeds = len({x.seed for x in specs})
+    number = len({x.seed for x in specs})
+    seeds = "1 seed" if number == 1 else f"{number} seeds"
     weights = "random weights" if s.weights == "none" else f"weights {s.weights}"
     steps = f"{s.schedule.epochs} x {s.schedule.steps} steps of {s.schedule.batch} images"
-    return f"Profile {profile}: {s.image_size} px, {steps}, {seeds} seed(s), {s.backbone} from {weights}"
+    return f"Profile {profile}: {s.image_size} px, {steps}, {seeds}, {s.backbone} from {weights}"
 
 
 NOT_COMPARABLE = (

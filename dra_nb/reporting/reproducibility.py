@@ -109,7 +109,7 @@ def claims_by_verdict(
     }
     return pd.DataFrame(columns).set_index("Section")
 
-# %% ../../nbs/reporting/reproducibility.ipynb #c55ff942
+# %% ../../nbs/reporting/reproducibility.ipynb #5c4d93f1
 def lead_sentences(
     table: pd.DataFrame,  # from `effects`
 ) -> list:  # one sentence per part and number of shots, computed from the table
@@ -119,6 +119,9 @@ def lead_sentences(
         for shots, t in table[table.part == part].groupby("shots"):
             ahead, behind = (t.low > 0).sum(), (t.high < 0).sum()
             where = f"{part}, {shots_title(shots)}"
+            if t.low.isna().all():
+                said.append(f"{where[:1].upper()}{where[1:]}: one seed, so no lead has an interval.")
+                continue
             text = f"{where}: DRA is ahead in {ahead} and behind in {behind} of {len(t)} comparisons"
             clear = t[((t.low > 0) | (t.high < 0)) & t.published.notna()]
             if len(clear):

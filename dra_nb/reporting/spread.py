@@ -50,26 +50,29 @@ def spread_table(
         rows.append(dict(zip(_ROW, key)) | found)
     return pd.DataFrame(rows, columns=[*_ROW, *_FOUND])
 
-# %% ../../nbs/reporting/spread.ipynb #5290c4d5
+# %% ../../nbs/reporting/spread.ipynb #73085ff4
 def spread_sentences(
     spread: pd.DataFrame,  # from `spread_table`
 ) -> list[str]:  # one for each method; one that says so where there is nothing
     "Say how large the two parts are"
+    if spread.empty:
+        return ["No split was trained on twice, so the parts of split and training cannot be told apart."]
     known = spread.dropna(subset="split")
     if known.empty:
-        return ["No split was trained on twice, so the parts of split and training cannot be told apart."]
+        return ["There is one split for each row, so the part of the split is unknown."]
     sentences = []
     for method, part in known.groupby("method", sort=False):
         split, training = (math.sqrt((part[k] ** 2).mean()) for k in ("split", "training"))
         share = training**2 / (split**2 + training**2) if split or training else math.nan
+        rows = "1 row" if len(part) == 1 else f"{len(part)} rows"
         sentences.append(
-            f"{method_title(method)}: over {len(part)} row(s), the standard deviation of AUROC is {split:.3f} "
+            f"{method_title(method)}: over {rows}, the standard deviation of AUROC is {split:.3f} "
             f"from split to split and {training:.3f} from training to training on one split "
             f"({share:.0%} of the variance)."
         )
     return sentences
 
-# %% ../../nbs/reporting/spread.ipynb #3a89f6b5
+# %% ../../nbs/reporting/spread.ipynb #21b0712f
 def spread_shown(
     spread: pd.DataFrame,  # from `spread_table`
 ) -> pd.DataFrame:  # texts, a row per row of the paper and method
@@ -80,7 +83,7 @@ def spread_shown(
         "Method": [method_title(m) for m in spread.method],
         "Splits": spread.splits.map(str).to_list(),
         "AUROC": spread.auroc.map("{:.3f}".format).to_list(),
-        "Split": spread.split.map("{:.3f}".format).to_list(),
+        "Split": spread.split.map("{:.3f}".format).replace("nan", "–").to_list(),
         "Training": spread.training.map("{:.3f}".format).to_list(),
     }
     return pd.DataFrame(columns).set_index("Data")
