@@ -44,6 +44,7 @@ print("LOADED", [m for m in sys.argv[4].split(",") if m in sys.modules])
 """
 
 
+@pytest.mark.slow
 def test_runs_without_notebook_tools(tmp_path):
     mvtec_folder(tmp_path / "mine")
     done = succeeded(python(BARE, __file__.rpartition("/")[0], tmp_path, tmp_path / "out", ",".join(BLOCKED)))

@@ -84,6 +84,7 @@ def test_brainmri_has_no_hard_setting(shared):
         make_split(load_catalog("brainmri", shared / "data"), "hard", "tumor")
 
 
+@pytest.mark.slow
 def test_a_short_run_on_elpv(shared, tmp_path):
     from dra_nb.experiments.context import RunContext
     from dra_nb.experiments.execution import check_runs, execute

@@ -224,6 +224,7 @@ def test_real_process_refuses(tmp_path):
     assert "Did you mean 'weave'?" in message and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_run_on_the_textures(tmp_path):
     args = (
         "run",
@@ -351,6 +352,7 @@ def test_plan_and_status(call, tmp_path, monkeypatch):
     assert call("runs", "rm", first.key, "--out", "out")[0] == 0 and not runs.done(first)
 
 
+@pytest.mark.slow
 def test_a_whole_paper_is_planned_without_data_or_weights(call, tmp_path):
     (tmp_path / "data").mkdir()
     status, out, _ = call("plan", "all", "--profile", "paper", "--data", "data")

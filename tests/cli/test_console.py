@@ -111,6 +111,7 @@ def test_a_list_that_nobody_reads():
     assert without_reader("datasets") == (141, "")
 
 
+@pytest.mark.slow
 def test_files_are_complete_though_nobody_reads(model, tmp_path):
     "Both outputs go into the closed pipe"
     out = tmp_path / "out"

@@ -64,6 +64,7 @@ def test_one_broken_file(tmp_path, attempt, file):
     assert not [f for f in BROKEN if f != file and f in message]
 
 
+@pytest.mark.slow
 def test_all_in_one_report_through_the_command(tmp_path):
     root = mvtec_folder(tmp_path / "mine")
     for file, spoil in BROKEN.items():

@@ -263,6 +263,7 @@ print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(1e9 if sys.pl
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["crops", "images"])
 def test_a_million_rows(kind, tmp_path):
     "4 to 5 s of one core and 0.8 GB were measured; a slow machine may take longer, but not call the disk for each row"

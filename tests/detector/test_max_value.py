@@ -102,6 +102,7 @@ def test_nobody_told_is_noted_in_the_report_and_at_scoring(folders, tmp_path):
         loaded.score_samples(folders / "twelve" / "dent")
 
 
+@pytest.mark.slow
 def test_option_of_the_command(folders, tmp_path):
     options = "--weights none --image-size 32 --backbone resnet18_stage2 --method patchcore --device cpu".split()
     done = dra_nb("fit", folders / "twelve/good", *options, "--max-value", 4095, "-o", tmp_path / "a.safetensors")

@@ -32,6 +32,7 @@ def file(detector, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_another_process_scores_the_same(file, folder, detector):
     code = (
         "import sys; from dra_nb.detector.detector import AnomalyDetector as A; d = A.load(sys.argv[1], 'cpu'); "

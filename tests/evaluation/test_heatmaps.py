@@ -233,6 +233,7 @@ def metal():
     return method, store, rows, np.stack([read_mask(catalog.loc[r], size=64) for r in rows]), split.normal[:20]
 
 
+@pytest.mark.slow
 def test_finds_holes_and_spots_in_metal(metal):
     method, store, rows, masks, normal = metal
     maps = {k: heatmaps(method, store, k, rows, sigma=2, **CPU) for k in map_kinds(method)}

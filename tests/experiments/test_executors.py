@@ -14,6 +14,8 @@ from processes import alive, end_all, ended, start_python, until
 from dra_nb.experiments.progress import RunCounts, study_status
 from dra_nb.experiments.records import Runs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def start():

@@ -31,6 +31,7 @@ def start():
 # ---- two studies
 
 
+@pytest.mark.slow
 def test_two_studies_at_once_run_each_spec_once(tmp_path, start):
     runs, here = Runs(tmp_path), []
     there = start("pretend_runs.py", tmp_path, 9, "local", 1)

@@ -90,6 +90,7 @@ def test_scores(net, case):
         close(found[head], theirs, 1e-9)
 
 
+@pytest.mark.slow
 @CASES
 def test_three_steps(net, case, monkeypatch):
     "The optimiser steps of the training loop with the schedule of the preset, the same batch each time"

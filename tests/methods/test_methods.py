@@ -146,6 +146,7 @@ def wood():
     return catalog, open_store(catalog, 64, progress=False), make_split(catalog, shots=10, seed=2, category="wood")
 
 
+@pytest.mark.slow
 def test_sees_a_hole(name, wood):
     "From random weights, in fp32 so that all machines do the same: holes in wood score above the normals"
     catalog, store, split = wood

@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 from conftest import mvtec_folder, python, succeeded
 
+pytestmark = pytest.mark.slow
+
 CODE = """
 import os, sys
 if hasattr(os, "sched_setaffinity"):

@@ -263,6 +263,7 @@ class Tiny(Method):
         return Prediction.from_heads({"a": self.net(images).squeeze(1)})
 
 
+@pytest.mark.slow
 def test_compiled():
     plain, fast = (
         fit(m, STORE, SPLIT, SHORT, compute=Compute("cpu", "fp32", compile=c)).losses
