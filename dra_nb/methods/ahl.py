@@ -76,7 +76,7 @@ def second_schedule(plan: Refinement, first: Schedule) -> Schedule:
 
 # %% ../../nbs/methods/18_ahl.ipynb #5d4dbe68
 _INHERITED = ("n_reference", "fresh_references", "min_size", "pseudo", "pseudo_source", "map_heads")
-_INHERITED += ("draws_in_passes", "scales", "frozen", "bank_size")  # what a refined model has from its base
+_INHERITED += ("draws_in_passes", "scales", "frozen", "bank_size", "standardises")  # from the base of a refined model
 
 # %% ../../nbs/methods/18_ahl.ipynb #a529ea4f
 class Refinable(Method):
@@ -108,6 +108,12 @@ class Refinable(Method):
 
     def loss_masks(self, labels: torch.Tensor) -> dict:
         return self.base.loss_masks(labels)
+
+    def encoded(self, images):
+        return self.base.encoded(images)
+
+    def standardise(self, normals: list) -> None:
+        self.base.standardise(normals)
 
     def set_references(self, images: torch.Tensor):
         self.base.set_references(images)

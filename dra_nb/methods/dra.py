@@ -187,6 +187,8 @@ def set_needs(method: Method, settings: DRASettings):
 class DRA(ReferenceFeatures):
     "Multi-head network of disentangled abnormalities (eq. 1); fewer heads give the variants of Table 3"
 
+    standardises = True
+
     def __init__(self, backbone: nn.Module, settings: DRASettings = DRASettings()):
         super().__init__()
         set_needs(self, settings)

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 
 import torch
 
@@ -93,6 +94,7 @@ class Encodes:
     scales = 1  # levels of the image pyramid
     frozen = False  # True: the backbone does not learn, its features are computed once, see methods.frozen
     bank_size = 1024  # frozen: views of normals that are trained on, about
+    standardises = False  # frozen: `encoded` brings channels to mean 0 and deviation 1 on these normals
 
     def train(self, mode: bool = True):
         "A frozen backbone stays in evaluation mode"
@@ -107,7 +109,21 @@ class Encodes:
 
     def encoded(self, images: torch.Tensor | Encoded) -> Iterator[torch.Tensor]:  # (B, C, h, w) of each part
         "Feature maps of images (B, 3, H, W), part by part; those of Encoded are there already"
-        return iter(images.maps if isinstance(images, Encoded) else self.encoder()(images))
+        maps = images.maps if isinstance(images, Encoded) else self.encoder()(images)
+        return map(self.rescaled, count(), maps)
+
+    def rescaled(self, part: int, maps: torch.Tensor) -> torch.Tensor:  # (B, C, h, w)
+        "Maps of a part of the encoder as heads see them: as they are before `standardise`"
+        if not hasattr(self, f"channel_mean_{part}"):
+            return maps
+        return (maps - getattr(self, f"channel_mean_{part}")) / getattr(self, f"channel_std_{part}")
+
+    def standardise(self, normals: list) -> None:
+        "Take mean and deviation of each channel from maps of normals, (B, C, h, w) of each part"
+        for part, maps in enumerate(normals):
+            std, mean = torch.std_mean(maps.float(), (0, 2, 3), keepdim=True)
+            self.register_buffer(f"channel_mean_{part}", mean[0])  # (C, 1, 1)
+            self.register_buffer(f"channel_std_{part}", std[0].clamp(min=1e-3))
 
     def features(self, images: torch.Tensor | Encoded) -> torch.Tensor:
         "The mean patch of the full scale, (B, C) float32, of images (B, 3, H, W) (Fig. 1)"

@@ -155,6 +155,11 @@ class Bank:
             places[mine] = group.places(wanted, u[1, mine])
         return Encoded(self.maps.read(places))
 
+    def normals(self) -> list:  # (n, C, h, w) float32 of each part
+        "All views of the normals that are trained on"
+        group = self.groups["normal"]
+        return self.maps.read(torch.arange(group.start, group.start + len(group.rows) * group.views))
+
     def references(self, rows: torch.Tensor) -> Encoded:  # (R,) of the image store
         "Plain images, as they serve at test time"
         return Encoded(self.maps.read(self.groups["reference"].places(rows, torch.zeros(len(rows)))))
@@ -192,13 +197,16 @@ def fill_bank(
     method: Method,  # with a frozen backbone
     data,  # Samples, see training.samples
 ) -> Bank:
-    "Read the features of all views of the training images, or compute them where they are not kept"
+    "Read or compute the features of all views of the training images, and take the scale of channels from the normals"
     contents = bank_contents(method, data)
     bank = FeatureBank(sum(len(c.rows) * len(c.views) for c in contents.values()))
     for portion in bank_portions(contents):
         maps = portion.features.read(portion.rows, portion.view).maps
         bank.write(portion.places, [m.to(data.device) for m in maps])
-    return Bank(bank, bank_groups(contents))
+    filled = Bank(bank, bank_groups(contents))
+    if method.standardises:
+        method.standardise(filled.normals())
+    return filled
 
 # %% ../../nbs/methods/04_frozen.ipynb #69f01e5f
 def pseudo_labels(n: int, pseudo: float, generator: torch.Generator) -> torch.Tensor:
