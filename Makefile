@@ -9,7 +9,8 @@ WEIGHTS   ?=
 OUT       ?= outputs
 BIN       := $(VENV)/bin
 PIP       := $(BIN)/python -m pip install --progress-bar on -c constraints.txt
-PYTEST    := $(BIN)/python -m pytest -n 2 --dist loadfile
+# files go to the two processes as they come, the long ones first (tests/conftest.py)
+PYTEST    := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: reproduce test test-all check notebooks readme house docs wheel
 

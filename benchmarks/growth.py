@@ -25,7 +25,8 @@ def open_case(path: Path, args, steps: int):
         while f.read(2**24):
             pass
     store = ImageStore(path)
-    return make_case(store, noise_split(len(store)), steps, args.batch, compute=Compute(args.device, args.precision))
+    compute = Compute(args.device, args.precision)
+    return make_case(store, noise_split(len(store)), steps, args.batch, compute=compute, backbone=args.backbone)
 
 
 def measure_epochs(path: Path, args) -> dict:
@@ -122,6 +123,6 @@ if __name__ == "__main__":
         "Growth",
         args,
         measure,
-        f"DRA on noise: {args.batch} images per step and 5 references, {args.repeats} repeats.",
+        f"DRA with {args.backbone} on noise: {args.batch} images per step and 5 references, {args.repeats} repeats.",
         NOTES,
     )

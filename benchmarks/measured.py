@@ -92,8 +92,14 @@ def numbers(p, name: str, default: list, text: str):
     )
 
 
+def backbone_option(p):
+    "The network that DRA stands on; a small one makes a trial short"
+    p.add_argument("--backbone", default="resnet18", help="registered backbone (default resnet18)")
+
+
 def training_options(p, batch: int = 24):
-    "Device, precision and the steps to be timed"
+    "Backbone, device, precision and the steps to be timed"
+    backbone_option(p)
     p.add_argument("--device", default="auto", help="auto (default), cpu, cuda, ...")
     p.add_argument("--precision", default="auto", help="auto (default), fp32 or bf16")
     p.add_argument("--steps", type=positive, default=10, help="timed steps per repeat (default 10)")

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from measured import alone, main, parser, positive, row, say
+from measured import alone, backbone_option, main, parser, positive, row, say
 
 from dra_nb.profiling.cases import Case, computed, make_case, noise_split, noise_store, released, with_schedule
 from dra_nb.profiling.memory import MemoryPeak
@@ -162,7 +162,8 @@ def paper_rows(case: Case, args, name: str) -> list:
 def measure(args, folder: Path) -> list:
     "Everything"
     store = noise_store(folder / "noise.npy", args.images, args.size)
-    case = make_case(store, noise_split(len(store)), args.steps, args.batch, compute=Compute(args.device))
+    compute = Compute(args.device)
+    case = make_case(store, noise_split(len(store)), args.steps, args.batch, compute=compute, backbone=args.backbone)
     name = f"{args.size} px, {args.batch} images per step"
     rows = bare_rows(case, args, name) + fit_rows(case, args, name)
     return rows + (paper_rows(case, args, name) if args.paper else [])
@@ -178,6 +179,7 @@ NOTES = """
 
 if __name__ == "__main__":
     p = parser(__doc__)
+    backbone_option(p)
     p.add_argument("--device", default="auto", help="auto (default), cpu, cuda, ...")
     p.add_argument("--size", type=positive, help="image size in px (default 448, on a CPU 128)")
     p.add_argument("--batch", type=positive, help="images per step (default 48, on a CPU 12)")
@@ -204,7 +206,7 @@ if __name__ == "__main__":
         "Options",
         args,
         measure,
-        f"DRA on noise: {args.batch} images per step and 5 references at {args.size} px, {args.steps} steps, "
-        f"{args.repeats} repeats.",
+        f"DRA with {args.backbone} on noise: {args.batch} images per step and 5 references at {args.size} px, "
+        f"{args.steps} steps, {args.repeats} repeats.",
         NOTES,
     )

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from measured import alone, main, numbers, parser, positive, row, say
+from measured import alone, backbone_option, main, numbers, parser, positive, row, say
 
 from dra_nb.data.store import ImageStore
 from dra_nb.evaluation.scoring import score
@@ -28,7 +28,8 @@ from dra_nb.training.loop import fit
 def open_case(path: Path, args) -> tuple:
     "A case, its method after a step of training, and how often that encoded references"
     store = ImageStore(path)
-    case = make_case(store, noise_split(len(store)), 1, 6, compute=Compute(args.device, args.precision))
+    compute = Compute(args.device, args.precision)
+    case = make_case(store, noise_split(len(store)), 1, 6, compute=compute, backbone=args.backbone)
     method = new_learner(case).method
     with count_passes(method) as count:
         fit(method, store, case.split, case.schedule, compute=case.compute)
@@ -56,7 +57,8 @@ def measure_seconds(path: Path, n: int, args) -> dict:
 def measure_memory(path: Path, n: int, args) -> tuple:
     "(growth, peak of the process) in MB of making a detector and scoring n images"
     store = ImageStore(path)
-    case = make_case(store, noise_split(len(store)), 1, 6, compute=Compute(args.device, args.precision))
+    compute = Compute(args.device, args.precision)
+    case = make_case(store, noise_split(len(store)), 1, 6, compute=compute, backbone=args.backbone)
     with MemoryPeak(case.device) as memory:
         method = new_learner(case).method.eval()
         method.set_references(noise_batch(case).references)
@@ -168,6 +170,7 @@ NOTES = """
 
 if __name__ == "__main__":
     p = parser(__doc__)
+    backbone_option(p)
     p.add_argument("--device", default="auto", help="auto (default), cpu, cuda, ...")
     p.add_argument("--precision", default="auto", help="auto (default), fp32 or bf16")
     p.add_argument("--size", type=positive, default=224, help="image size in px (default 224)")
@@ -184,6 +187,7 @@ if __name__ == "__main__":
         "Scoring",
         args,
         measure,
-        f"DRA, random weights, {args.size} px, batches of {args.batch}, {args.repeats} repeats in turn.",
+        f"DRA with {args.backbone}, random weights, {args.size} px, batches of {args.batch}, "
+        f"{args.repeats} repeats in turn.",
         NOTES,
     )

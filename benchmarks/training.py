@@ -67,6 +67,7 @@ def open_case(args, catalog, size: int, folder: Path) -> tuple:
     place = dict(
         batch=args.batch,
         compute=Compute(args.device, args.precision),
+        backbone=args.backbone,
         weights=None if args.weights == "none" else args.weights,
     )
     make_case(None, split, args.steps, **place)  # raises what cannot be trained
@@ -260,7 +261,7 @@ if __name__ == "__main__":
         "Training speed",
         args,
         measure,
-        f"DRA on {describe(args)}, weights {weights}: {args.batch} images per step, a third of them given anomalies, "
-        f"and 5 references, {args.steps} steps, {args.repeats} repeats in turn.",
+        f"DRA with {args.backbone} on {describe(args)}, weights {weights}: {args.batch} images per step, a third of "
+        f"them given anomalies, and 5 references, {args.steps} steps, {args.repeats} repeats in turn.",
         NOTES,
     )

@@ -21,6 +21,23 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: runs in `make test-all` alone")
 
 
+LONG = (  # files that take minutes: first, so that no process is left alone with one of them at the end
+    "tests/test_wheel.py",
+    "tests/methods/test_methods.py",
+    "tests/test_site.py",
+    "tests/profiling/test_benchmarks.py",
+    "tests/detector/test_jupyter.py",
+    "tests/test_fuzz.py",
+    "tests/experiments/test_faults.py",
+    "tests/test_reproduce.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {file: i for i, file in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(LONG)))
+
+
 def same_numbers():
     "Unseeded draws do not depend on the tests that ran before in this process"
     import torch

@@ -1,4 +1,4 @@
-"""Deaths and full disks in quick succession, for test_faults.py.
+"""Deaths and full disks in quick succession, for test_faults.py and test_crash.py.
 
 A process that has imported everything runs jobs in children that it forks. A job arrives as a line of JSON on the
 standard input: what to run, and at which point of it what shall happen. The child's status, output and result go back
@@ -130,16 +130,29 @@ def study(data, out, seeds=(0, 1), cache=None, at=None, checkpoint=1, features=T
     return counts._asdict() | dict(steps=len(steps))
 
 
-def command(args, at=None):
+def render(root, at=None):
+    "Few pictures of each texture"
+    from dra_nb.data.textures import render_textures
+
+    if at:
+        wrap(**at)
+    return str(render_textures(root, n_train=2, n_test=1, n_anomalies=1, progress=False))
+
+
+def command(args, at=None, cache=None):
     "The command line at a smaller profile; its notebooks are not executed"
     from toys import UNTRAINED
 
     from dra_nb.cli import main as cli
     from dra_nb.cli import study_commands
+    from dra_nb.experiments.context import _open_store
     from dra_nb.experiments.profiles import PROFILES
 
     study_commands.run_notebook = lambda *args, **kwargs: None
     study_commands.check_kernel = lambda: None
+    if cache:
+        os.environ["DRA_NB_CACHE"] = cache
+        _open_store.cache_clear()
     if at:
         wrap(**at)
     small = replace(PROFILES["smoke"], **(UNTRAINED | dict(backbone="little")), epochs=2, steps=3, batch=6)

@@ -1,9 +1,11 @@
 "Processes of their own for tests: start them, wait for them, see whether they live."
 
+import json
 import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 HERE = os.path.dirname(__file__)
@@ -38,6 +40,22 @@ def end_all(started):
     for process in started:
         process.kill()
         process.communicate()
+
+
+@contextmanager
+def forking(data, cache):
+    "Do a job in a forked child of a process that has everything imported, see forking.py: a function of files and job"
+    command = [sys.executable, "forking.py", str(data), str(cache)]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE)
+
+    def do(files, job, **arguments):
+        print(json.dumps([str(files), job, arguments]), file=server.stdin, flush=True)
+        return SimpleNamespace(**json.loads(server.stdout.readline()))
+
+    do.data = str(data)
+    yield do
+    server.kill()
+    server.communicate()
 
 
 def ended(process):

@@ -64,6 +64,7 @@ def installed(place, wheel):
         "pip",
         "install",
         "--no-cache-dir",
+        "--no-compile",  # what is imported is compiled then
         "-c",
         REPO / "constraints.txt",
         f"{wheel}[lite]",

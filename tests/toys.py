@@ -38,10 +38,10 @@ class ToyStore:
 
 
 def toy_store():
-    "60 noise images of 64 px; the last 20 carry a bright blot"
-    images = noise(60, 64)
+    "60 noise images of 48 px; the last 20 carry a bright blot"
+    images = noise(60, 48)
     for i in range(40, 60):
-        images[i, :, 20 + i % 7 : 34 + i % 7, 30:44] = 250
+        images[i, :, 14 + i % 7 : 26 + i % 7, 22:34] = 250
     return ToyStore(images)
 
 

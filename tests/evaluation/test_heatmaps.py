@@ -127,7 +127,7 @@ def test_every_method_has_heat_maps(name):
     for kind in map_kinds(method):
         maps = heatmaps(method, STORE, kind, rows, **CPU)
         assert (
-            maps.shape == (4, 64, 64)
+            maps.shape == (4, STORE.size, STORE.size)
             and maps.dtype == np.float32
             and np.isfinite(maps).all()
             and (np.ptp(maps, (1, 2)) > 0).all()
@@ -200,7 +200,7 @@ def test_heat_maps_refuse():
     }.items():
         with pytest.raises(DraError, match=word):
             heatmaps(**dict(method=method, images=images, **CPU) | change)
-    assert heatmaps(whole, images, "gradient:normality", **CPU).shape == (2, 64, 64)
+    assert heatmaps(whole, images, "gradient:normality", **CPU).shape == (2, STORE.size, STORE.size)
 
 
 def test_patches_look_where_the_map_says():
@@ -246,15 +246,16 @@ def test_finds_holes_and_spots_in_metal(metal):
     assert got["score"].aupro > flipped.aupro + 0.15  # in the right place, not just on the right images
 
 
-def test_explains(metal, tmp_path):
-    method, store, rows, masks, normal = metal
+def test_explains(tmp_path):
+    method, masks = trained("dra"), np.zeros((2, STORE.size, STORE.size), bool)
+    masks[1, 20:30, 22:34] = True
     figure = explain(
         method,
-        store,
-        rows[[0, -1]],
-        masks=masks[[0, -1]],
+        STORE,
+        [30, 50],
+        masks=masks,
         names=["normal", "spot"],
-        normals=contributions(method, store, normal, **CPU),
+        normals=contributions(method, STORE, SPLIT.normal[:10], **CPU),
         **CPU,
     )
     figure.savefig(tmp_path / "f.png")

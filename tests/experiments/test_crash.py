@@ -1,34 +1,21 @@
 "Processes that are killed: what they leave is never taken for a result, and the same command finishes the work."
 
 import json
+import os
+import signal
 
 import pandas as pd
 import pytest
-from conftest import killed, mvtec_folder, python, succeeded
+from conftest import mvtec_folder
+from processes import forking
 
-pytestmark = pytest.mark.slow
+from dra_nb.data.readers.mvtec import read_mvtec
+from dra_nb.experiments.overview import results_table
+from dra_nb.experiments.records import Runs
+from dra_nb.experiments.spec import spec_from_dict
 
-# argv: where, n, the command's own arguments. The process kills itself at the n-th call of `where`; n = 0: never
-DRIVER = """
-import os, signal, sys
-from dataclasses import replace
-from importlib import import_module
-from dra_nb.cli import main as cli; from dra_nb.experiments.profiles import PROFILES
-small = replace(PROFILES["smoke"], image_size=64, backbone="resnet18_stage2", weights="none", frozen=False)
-PROFILES["smoke"] = replace(small, epochs=2, steps=3, batch=6)
-(module, _, path), n, calls = sys.argv[1].partition(":"), int(sys.argv[2]), []
-owner = import_module(module)
-*outer, name = path.split(".")
-for o in outer: owner = getattr(owner, o)
-real = getattr(owner, name)
-def deadly(*args, **kwargs):
-    calls.append(1)
-    if len(calls) == n: os.kill(os.getpid(), signal.SIGKILL)
-    return real(*args, **kwargs)
-setattr(owner, name, deadly)
-sys.argv = ["dra_nb", *sys.argv[3:]]
-cli.main()
-"""
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")]
+
 STAGES = {  # the files of the run are renamed into place in this order: image store, scores, record
     "store half decoded": ("dra_nb.data.store:decode_file", 20, []),
     "store written, not renamed": ("os:replace", 1, []),
@@ -38,71 +25,61 @@ STAGES = {  # the files of the run are renamed into place in this order: image s
 }
 
 
-def run(tmp, cache, out, where="os:replace", n=0):
-    return python(
-        DRIVER, where, n, "run", "mine", "--data", tmp, "--method", "devnet", "--out", out, DRA_NB_CACHE=cache
-    )
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory):
+    "Do a job in a process of its own"
+    home = tmp_path_factory.mktemp("crash")
+    mvtec_folder(home / "data" / "mine")
+    with forking(home / "data", home / "cache") as do:
+        yield do
+
+
+def run(forks, tmp, at=None):
+    "`dra_nb run` with a cache of its own, in a process that kills itself at a point"
+    args = ["run", "mine", "--data", forks.data, "--method", "devnet", "--out", str(tmp / "out")]
+    return forks(tmp / "run", "command", args=args, at=at, cache=str(tmp / "cache"))
+
+
+def metrics_of(done):
+    assert done.status == 0, done.err[-3000:]
+    return json.loads(done.out)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    "The data folder, and metrics and scores of a run that nothing disturbed"
-    tmp = tmp_path_factory.mktemp("crash")
-    mvtec_folder(tmp / "mine")
-    metrics = json.loads(succeeded(run(tmp, tmp / "cache", tmp / "out")).stdout)
-    return tmp, metrics, pd.read_parquet(tmp / "out" / "smoke" / "runs" / f"{metrics['key']}.parquet")
+def uninterrupted(forks, tmp_path_factory):
+    "Metrics, scores and spec of a run that nothing disturbed"
+    tmp = tmp_path_factory.mktemp("uninterrupted")
+    metrics = metrics_of(run(forks, tmp))
+    runs = tmp / "out" / "smoke" / "runs"
+    record = json.loads((runs / f"{metrics['key']}.json").read_text())
+    return metrics, pd.read_parquet(runs / f"{metrics['key']}.parquet"), spec_from_dict(record["spec"])
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_and_repeated(uninterrupted, tmp_path, stage):
-    (tmp, metrics, scores), (where, n, left) = uninterrupted, STAGES[stage]
-    cache, runs = tmp_path / "cache", tmp_path / "out" / "smoke" / "runs"
-    done = run(tmp, cache, tmp_path / "out", where, n)
-    assert killed(done), (done.returncode, done.stderr[-2000:])
-    assert (
-        sorted(p.suffix[1:] for p in runs.glob("[!.]*") if p.suffix != ".claim") == left
-    )  # no record, whatever the stage
+def test_killed_and_repeated(forks, uninterrupted, tmp_path, stage):
+    (metrics, scores, spec), (where, n, left) = uninterrupted, STAGES[stage]
+    images, runs = tmp_path / "cache" / "images", tmp_path / "out" / "smoke" / "runs"
+    done = run(forks, tmp_path, at=dict(where=where, n=n))
+    assert done.status == -signal.SIGKILL, (done.status, done.err[-2000:])
+    found = sorted(p.suffix[1:] for p in runs.glob("[!.]*") if p.suffix != ".claim")
+    assert found == left  # no record, whatever the stage
     if "store" in stage:
-        assert not list((cache / "images").glob("*.npy")) and list((cache / "images").glob(".*.part"))
+        assert not list(images.glob("*.npy")) and list(images.glob(".*.part"))
+    assert not Runs(runs).done(spec) and results_table(Runs(runs), [spec]).empty
 
-    from dra_nb.experiments.overview import results_table
-    from dra_nb.experiments.records import Runs
-    from dra_nb.experiments.spec import spec_from_dict
-
-    record = json.loads((tmp / "out" / "smoke" / "runs" / f"{metrics['key']}.json").read_text())
-    assert (
-        not Runs(runs).done(spec_from_dict(record["spec"]))
-        and results_table(Runs(runs), [spec_from_dict(record["spec"])]).empty
-    )
-
-    assert json.loads(succeeded(run(tmp, cache, tmp_path / "out")).stdout) == metrics
+    assert metrics_of(run(forks, tmp_path)) == metrics
     pd.testing.assert_frame_equal(pd.read_parquet(runs / f"{metrics['key']}.parquet"), scores, check_exact=True)
     assert [p.name for p in runs.glob("*.json")] == [f"{metrics['key']}.json"]
-    assert len(list((cache / "images").glob("*.npy"))) == 1 and not list((cache / "images").glob(".*.part"))
+    assert len(list(images.glob("*.npy"))) == 1 and not list(images.glob(".*.part"))
 
 
-RENDER = """
-import os, signal, sys
-from dra_nb.data import textures
-real, calls = textures.TextureFile.write, []
-def deadly(*args):
-    calls.append(1)
-    if len(calls) == int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)
-    return real(*args)
-textures.TextureFile.write = deadly
-print(textures.render_textures(sys.argv[1], n_train=2, n_test=1, n_anomalies=1, progress=False))
-"""
-
-
-def test_killed_while_rendering_the_textures(tmp_path):
-    from dra_nb.data.readers.mvtec import read_mvtec
-
-    assert killed(python(RENDER, tmp_path / "half", 20)) and not (tmp_path / "half").exists()
-    for name in ("half", "whole"):
-        succeeded(python(RENDER, tmp_path / name, 0))
-    files = {
-        name: {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*.png")}
-        for name in ("half", "whole")
-    }
-    assert len(files["whole"]) == 4 * (2 + 1 + 2 * 5) and files["half"] == files["whole"]
-    assert len(read_mvtec(tmp_path / "half")) == 4 * (2 + 1 + 5)
+def test_killed_while_rendering_the_textures(forks, tmp_path):
+    half, whole = tmp_path / "half", tmp_path / "whole"
+    at = dict(where="dra_nb.data.textures:TextureFile.write", n=20)
+    assert forks(tmp_path / "job", "render", root=str(half), at=at).status == -signal.SIGKILL and not half.exists()
+    for root in (half, whole):
+        done = forks(tmp_path / "job", "render", root=str(root))
+        assert done.status == 0 and done.result == str(root), done.err[-3000:]
+    files = {root: {p.relative_to(root): p.read_bytes() for p in root.rglob("*.png")} for root in (half, whole)}
+    assert len(files[whole]) == 4 * (2 + 1 + 2 * 5) and files[half] == files[whole]
+    assert len(read_mvtec(half)) == 4 * (2 + 1 + 5)

@@ -3,14 +3,10 @@
 Nothing half-written counts, and the same command finishes the rest to the same bits."""
 
 import errno
-import json
 import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -18,6 +14,7 @@ import pytest
 from conftest import mvtec_folder
 from forking import specs
 from matplotlib.figure import Figure
+from processes import forking
 
 from dra_nb.core import DraError
 from dra_nb.experiments.export import export_records
@@ -41,22 +38,8 @@ def forks(tmp_path_factory):
     "Do a job in a forked child of a process that has everything imported, see forking.py"
     home = tmp_path_factory.mktemp("faults")
     mvtec_folder(home / "data" / "mine", n_train=12, n_test=4, classes={"scratch": 6, "dent": 6}, size=32)
-    server = subprocess.Popen(
-        [sys.executable, "forking.py", home / "data", home / "cache"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    )
-
-    def do(files, job, **arguments):
-        print(json.dumps([str(files), job, arguments]), file=server.stdin, flush=True)
-        return SimpleNamespace(**json.loads(server.stdout.readline()))
-
-    do.data = str(home / "data")
-    yield do
-    server.kill()
-    server.communicate()
+    with forking(home / "data", home / "cache") as do:
+        yield do
 
 
 @pytest.fixture(scope="module")

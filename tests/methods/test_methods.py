@@ -143,7 +143,7 @@ def wood():
     from dra_nb.data.store import open_store
 
     catalog = load_catalog("textures")
-    return catalog, open_store(catalog, 64, progress=False), make_split(catalog, shots=10, seed=2, category="wood")
+    return catalog, open_store(catalog, 40, progress=False), make_split(catalog, shots=10, seed=2, category="wood")
 
 
 @pytest.mark.slow

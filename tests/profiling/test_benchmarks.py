@@ -11,10 +11,11 @@ from conftest import REPO, python, succeeded
 pytestmark = pytest.mark.slow
 
 TRIALS = {  # name of the files -> command line
-    "training": "training.py --sizes 64 --compare 64 --steps 1 --batch 6 --workers 0 --raw 80 --raw-images 120",
-    "growth": "growth.py --sizes 64 --images 60 120 --lengths 1 2 --steps 1 --batch 6",
-    "scoring": "scoring.py --size 64 --images 20 40 --batch 16",
-    "options": "options.py --size 64 --batch 6 --steps 1 --images 40 --paper 1",
+    "training": "training.py --sizes 64 --compare 64 --steps 1 --batch 6 --workers 0 --raw 80 --raw-images 120 "
+    "--backbone resnet18_stage2",
+    "growth": "growth.py --sizes 64 --images 60 120 --lengths 1 2 --steps 1 --batch 6 --backbone resnet18_stage2",
+    "scoring": "scoring.py --size 64 --images 20 40 --batch 16 --backbone resnet18_stage2",
+    "options": "options.py --size 64 --batch 6 --steps 1 --images 40 --paper 1 --backbone resnet18_stage2",
     "precision": "precision.py --seeds 2 --size 48 --epochs 1 --steps 1 --batch 6 --categories 1",
     "detector": "detector.py --methods devnet patchcore --backbone resnet18_stage2 --size 64 --batches 2 "
     "--seconds 0.05 --files 12",
