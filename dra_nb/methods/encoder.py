@@ -94,7 +94,7 @@ class Encodes:
     scales = 1  # levels of the image pyramid
     frozen = False  # True: the backbone does not learn, its features are computed once, see methods.frozen
     bank_size = 1024  # frozen: views of normals that are trained on, about
-    standardises = False  # frozen: `encoded` brings channels to mean 0 and deviation 1 on these normals
+    standardises = False  # frozen: `encoded` brings channels to mean 0 and deviation 1 on normals
 
     def train(self, mode: bool = True):
         "A frozen backbone stays in evaluation mode"

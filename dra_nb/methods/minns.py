@@ -86,8 +86,6 @@ def bag_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:  # (k,
 class MINNS(Method):
     "Multiple-instance network on the patches of an image pyramid; settings as for `minns`"
 
-    standardises = True
-
     def __init__(self, backbone: nn.Module, net: str = "mi-net", pooling: str = "max", scales: int = 2):
         super().__init__()
         check_scales(scales)

@@ -28,8 +28,9 @@ def pair_distances(
 ) -> torch.Tensor:  # (B, B)
     "Mean squared difference of each pair of feature maps"
     flat = features.float().flatten(1)
-    square = flat.square().mean(1)
-    return (square[:, None] + square - 2 * flat @ flat.T / flat.shape[1]).clamp(min=0)
+    products = flat @ flat.T / flat.shape[1]
+    square = products.diagonal()
+    return (square[:, None] + square - 2 * products).clamp(min=0)
 
 
 def margin_loss(

@@ -89,8 +89,6 @@ class ClassifierSettings:
 class MultiClass(Method):
     "Patch-wise classifier into normal, seen and pseudo anomalies, with or without outlier exposure"
 
-    standardises = True
-
     def __init__(self, backbone: nn.Module, settings: ClassifierSettings = ClassifierSettings()):
         super().__init__()
         self.backbone = backbone
