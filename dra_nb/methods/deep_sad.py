@@ -110,4 +110,7 @@ def deep_sad(
 ) -> DeepSAD:
     "Deep semi-supervised anomaly detection"
     method = DeepSAD(backbone, dimensions, eta)
-    return freeze(method, bank_size) if frozen else method
+    if not frozen:
+        return method
+    method.rotation = 0.0
+    return freeze(method, bank_size)
