@@ -34,7 +34,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 notebooks: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/notebooks.py
 
 readme: $(VENV)/.dev
 	$(BIN)/python .ci/readme.py

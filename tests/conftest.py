@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,10 +54,20 @@ def pytest_runtest_call(item):
     same_numbers()
 
 
+def link_textures(folder):
+    "Take over the textures that the notebooks have rendered, where the system has links; others are rendered anew"
+    from dra_nb.core import cache_dir
+
+    for done in cache_dir().glob("textures-v*/.textures.json"):
+        with suppress(OSError):
+            os.symlink(done.parent, folder / done.parent.name, target_is_directory=True)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    "The cache folder of the whole session: the textures are rendered into it once"
+    "The cache folder of the whole session: the textures are rendered into it once, unless they are there"
     folder, before = tmp_path_factory.mktemp("cache"), os.environ.get("DRA_NB_CACHE")
+    link_textures(folder)
     os.environ["DRA_NB_CACHE"] = str(folder)
     yield folder
     if before is None:
