@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Model', 'ImagesToScore', 'DrawMaps', 'BatchSize', 'Normal', 'Anomalies', 'Validation', 'FitWeights', 'ThresholdRule',
-           'FitOut', 'FalsePositiveRate', 'Prevalence', 'ReportFile', 'Holdout', 'LeaveOut', 'OutlierImages',
-           'MethodName', 'ImageSize', 'MaxValue', 'TilesAcross', 'RegionOption', 'DetectorBackbone', 'Epochs', 'Steps',
-           'ImagesPerStep', 'LearningRate', 'Miss', 'FalseAlarm', 'Seed']
+           'FitOut', 'FalsePositiveRate', 'Prevalence', 'LookCost', 'ReviewLine', 'ReportFile', 'Holdout', 'LeaveOut',
+           'OutlierImages', 'MethodName', 'ImageSize', 'MaxValue', 'TilesAcross', 'RegionOption', 'DetectorBackbone',
+           'Epochs', 'Steps', 'ImagesPerStep', 'LearningRate', 'Miss', 'FalseAlarm', 'Seed']
 
 # %% ../../nbs/cli/detector_options.ipynb #1d97369e
 import typer
@@ -52,6 +52,19 @@ Prevalence = typer.Option(
     None,
     "--prevalence",
     help="Share of anomalies in production, for f1 and cost. Default: that of the validation images",
+)
+LookCost = typer.Option(
+    None,
+    "--look",
+    metavar="COST",
+    help="Cost of a look by a person, with --threshold cost: images between two thresholds are left to one ('review')",
+)
+ReviewLine = typer.Option(
+    None,
+    "--review",
+    metavar="RATE|NUMBER",
+    help="Leave images below the threshold to a person: from the line on that this share of the normals reaches, "
+    "alarms among them; with a number as --threshold, from this score on",
 )
 ReportFile = typer.Option(
     None, "--report", metavar="FILE.html", help="Also write a page with curves and the worst mistakes as pictures"

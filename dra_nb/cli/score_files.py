@@ -17,6 +17,7 @@ from pathlib import Path
 
 import typer
 
+from .known_classes import labelled_classes
 from .printing import plain
 from .unfinished import Unfinished, is_unfinished
 from ..core import DraError, atomic
@@ -244,7 +245,7 @@ def columns_of(
     overlays: bool,  # are there any?
 ) -> list[str]:
     "The columns of scores.csv"
-    columns = ["name", "score", "anomaly", "p_value", "error", *(f"score_{h}" for h in heads)]
+    columns = ["name", "score", "anomaly", "verdict", "p_value", "error", *(f"score_{h}" for h in heads)]
     return [*columns, "overlay"] if overlays else columns
 
 # %% ../../nbs/cli/score_files.ipynb #f43b77ab
@@ -315,11 +316,13 @@ def finish_gallery(
     detector,  # AnomalyDetector
     pictures: Pictures,
     heads: list[str],  # names of the heads that scores have
+    images: list[Path],  # images, folders and csv files that were scored
 ) -> Path:
     "Write the page of a scoring once all of its rows are there"
     from dra_nb.detector.gallery import write_gallery
     from dra_nb.detector.summary import training_title
 
     title = training_title(detector.params_, detector.summary_)
+    about = dict(scale=pictures.heat, measured=pictures.measured, classes=labelled_classes(images))
     threshold = detector.threshold_
-    return write_gallery(pictures.folder, pictures.root, title, threshold, heads, pictures.heat, pictures.measured)
+    return write_gallery(pictures.folder, pictures.root, title, threshold, heads, **about)

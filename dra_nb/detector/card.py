@@ -29,6 +29,7 @@ class ModelCard:
     held_out: int  # normals that the threshold rests on
     anomalies: dict[str, int]  # class -> images that were given
     threshold: float
+    review: float | None  # the line from which a person looks; None: there is none
     chosen: str  # how the threshold was chosen, and how sure that is
     groups: list[GroupRow]  # what the threshold does, kind by kind
     events: list[dict]  # what was done to it, with dates; empty for a file of an earlier version
@@ -65,6 +66,7 @@ def make_card(
         held_out=len(detector.threshold_.normal),
         anomalies=summary["anomalies"],
         threshold=detector.threshold_.value,
+        review=detector.threshold_.review,
         chosen=str(detector.threshold_),
         groups=report.rows,
         events=summary.get("events", []),
@@ -86,6 +88,8 @@ def group_text(row: GroupRow) -> str:
     "A kind of image in words"
     auroc = "" if row.auroc is None else f", AUROC {row.auroc:.3f} against held-out normals"
     rate = f"{row.above} of {row.n} above the threshold, {row.rate:.0%} ({row.low:.0%} to {row.high:.0%})"
+    if row.review is not None:
+        rate += f", {row.review} for a person to look at"
     return f"{row.images} ({row.role}): {rate}{auroc}"
 
 # %% ../../nbs/detector/card.ipynb #1fba85eb

@@ -18,7 +18,7 @@ from ..data.sources import ImageSet, join_sets
 from .bags import find_defects
 from .card import ModelCard, make_card
 from .estimator import Estimator
-from .evaluate import OF_THRESHOLD, calibrate_on_images, choose_rule, evaluate_detector
+from .evaluate import OF_THRESHOLD, calibrate_on_images, choose_rule, evaluate_detector, with_one_review
 from .heat import evenly, heat_notes, measure_heat, overlay_images, store_batches
 from .inputs import Role, TrainingImages, find_repeats, read_roles, read_training_images
 from .labels import divide_by_labels, labelled_auroc
@@ -46,6 +46,7 @@ from .settings import Settings, params_of
 from .summary import summarise, training_notes, training_title, with_event
 from .tiles import CutPhoto
 from ..evaluation.heat_scale import HeatScale
+from ..evaluation.review import review_notes
 from ..evaluation.threshold import choose_threshold
 from ..methods.base import Method
 from ..models.backbone import check_available
@@ -180,6 +181,7 @@ def report_of(detector: Fitted) -> Report:
     threshold = detector.threshold_
     groups = [group for group in detector.groups_ if has_threshold(group, threshold.rule)]
     notes = training_notes(detector.summary_, threshold, groups)
+    notes += review_notes(threshold)
     notes += [*parts_notes(detector.summary_, detector.params_["image_size"]), *heat_notes(detector.heat_)]
     if len(groups) < len(detector.groups_):
         notes.append("what was left out is not shown: this threshold cannot be chosen in the trainings without it")
@@ -196,10 +198,11 @@ def calibrate_detector(
     normal: Any = None,  # labelled images that were not learnt from, as for `evaluate`; None: those of the last time
     anomalies: Any = None,
     batch: int = 32,  # images scored at a time
-    **rule: Any,  # threshold, fpr, miss, false_alarm, prevalence: what shall change
+    **rule: Any,  # threshold, fpr, miss, false_alarm, prevalence, look, review: what shall change
 ) -> Fitted:  # the same detector
     "Choose the threshold anew, without a new training; a DraError changes nothing"
     check_fitted(detector)
+    rule = with_one_review(rule)
     new = choose_rule(detector, rule)
     if normal is None and anomalies is None:
         detector.threshold_ = choose_threshold(new, detector.threshold_.normal, detector.threshold_.anomaly)

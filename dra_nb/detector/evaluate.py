@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['OF_THRESHOLD', 'LabelledPart', 'one_part', 'labelled_parts', 'intake_of', 'LabelledScores', 'score_labelled',
            'groups_by_class', 'met_before', 'PixelResults', 'masks_of_parts', 'pixel_results', 'image_metrics',
-           'evaluate_detector', 'check_not_learnt', 'normal_pixels', 'with_known', 'calibrate_on_images', 'choose_rule']
+           'evaluate_detector', 'check_not_learnt', 'normal_pixels', 'with_known', 'calibrate_on_images',
+           'with_one_review', 'choose_rule']
 
 # %% ../../nbs/detector/evaluate.ipynb #778cd169
 from collections.abc import Callable, Iterator, Sequence
@@ -245,7 +246,7 @@ def evaluate_detector(
     return Report(title, detector.threshold_, groups, notes, metrics, found.unreadable, intake_of(parts))
 
 # %% ../../nbs/detector/evaluate.ipynb #81756561
-OF_THRESHOLD = ("threshold", "fpr", "miss", "false_alarm", "prevalence")  # settings that `calibrate` may change
+OF_THRESHOLD = ("threshold", "fpr", "miss", "false_alarm", "prevalence", "look", "review")  # for `calibrate` to change
 
 
 def check_not_learnt(
@@ -318,6 +319,16 @@ def calibrate_on_images(
     detector.groups_ = kept + groups_by_class(found, lambda name: "calibration")
     detector.heat_ = heat
     detector.summary_ = with_known(detector.summary_, found, normal is not None)
+
+# %% ../../nbs/detector/evaluate.ipynb #7cc940b5
+def with_one_review(
+    changes: dict,  # settings of the threshold, by name
+) -> dict:  # the same, and what they replace
+    "A line of review of one kind replaces that of the other kind"
+    for name, other in (("look", "review"), ("review", "look")):
+        if changes.get(name) is not None and other not in changes:
+            return changes | {other: None}
+    return changes
 
 
 def choose_rule(

@@ -118,7 +118,11 @@ def step_threshold(
 # %% ../../nbs/detector/explorer.ipynb #dfb3ec89
 def apply_threshold(explorer: "Explorer") -> Fitted:  # the detector
     "Give the slider's threshold to the detector"
-    explorer.detector.calibrate(threshold=explorer.value)
+    rule = dict(threshold=explorer.value)
+    before = explorer.detector.threshold_
+    if before.rule.has_review:  # the line of review stays, unless nothing is left above it
+        rule |= dict(look=None, review=before.review if before.review < explorer.value else None)
+    explorer.detector.calibrate(**rule)
     show_explorer(explorer, f"the detector's threshold is {explorer.value:.4g} now; detector.save(...) keeps it")
     return explorer.detector
 

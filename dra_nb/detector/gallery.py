@@ -11,7 +11,7 @@ __all__ = ['THUMBNAIL', 'GALLERY', 'SHOWN_BY_BROWSERS', 'picture_name', 'write_j
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -103,11 +103,12 @@ def original_of(
     except ValueError:  # on another drive
         return None
 
-
+# %% ../../nbs/detector/gallery.ipynb #d57b8abc
 def gallery_row(
     record: dict,  # see `Scored.record`, with "overlay" where there is one
     folder: Path,  # of the results
     root: str,  # folder that holds all images; '': none
+    classes: Mapping[str, str] | None = None,  # absolute path -> class, '' for normals; None: not known
 ) -> dict:  # JSON
     "What the page knows about an image"
     path = picture_name(record["name"], root)
@@ -117,6 +118,9 @@ def gallery_row(
     parts = [value for key, value in record.items() if key.startswith("score_")]
     heads = [value if math.isfinite(value) else None for value in parts]
     row = dict(name=name, folder=os.path.dirname(name), score=record["score"], p=record["p_value"], heads=heads)
+    kind = (classes or {}).get(os.path.abspath(record["name"]))
+    if kind is not None:
+        row["kind"] = visible(kind)
     size = picture_size(folder / GALLERY / "photo" / path)
     if size:
         row |= dict(photo=address(f"{GALLERY}/photo/{path}"), width=size[0], height=size[1])
@@ -162,6 +166,7 @@ def gallery_facts(
     promised = counted_intervals(np.arange(n + 1), n).round(4).tolist() if n else []
     return dict(
         threshold=threshold.value,
+        review=threshold.review,
         axis=dict(middle=axis.middle, unit=axis.unit, low=axis.low, high=axis.high),
         heads=[visible(head) for head in heads],
         normals=sorted(threshold.normal, reverse=True),
@@ -185,8 +190,10 @@ def write_gallery(
     title: str,
     threshold: Threshold,
     heads: Sequence[str] = (),  # names of the heads whose contributions make a score
+    *,
     scale: HeatScale | None = None,  # colours of the heat maps; None: there are none
     measured: bool = True,  # are they those of the detector?
+    classes: Mapping[str, str] | None = None,  # absolute path, with the box if there is one -> class, '' for normals
 ) -> Path:  # of the page
     "Write the page, row after row"
     rows = Written(folder / "scores.jsonl")
@@ -204,7 +211,7 @@ def write_gallery(
         made.write(before)
         comma = ""
         for row in rows:
-            made.write(comma + script_json(gallery_row(row, folder, root)))
+            made.write(comma + script_json(gallery_row(row, folder, root, classes)))
             comma = ",\n"
         made.write(after)
     return file

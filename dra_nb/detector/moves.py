@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core import DraError
-from ..evaluation.threshold import candidates
+from ..evaluation.costs import candidates
 
 # %% ../../nbs/detector/moves.ipynb #9c53e989
 def share_of(part: int, whole: int) -> float | None:

@@ -33,6 +33,7 @@ class GroupRow(NamedTuple):
     low: float  # 90 % interval of the rate
     high: float
     auroc: float | None  # against normals; None for the normals themselves
+    review: int | None = None  # images that a person looks at; None: there is no such line
 
 
 @dataclass
@@ -76,7 +77,8 @@ def group_row(
     above = int((np.asarray(group.scores) > own.value).sum())
     normal = group.against or own.normal
     separation = auroc(normal, group.scores) if len(normal) and group.name != "normals" else None
-    return GroupRow(group.name, group.role, n, above, above / n, *counted_interval(above, n), separation)
+    review = None if own.review is None else int((own.verdicts(group.scores) == "review").sum())
+    return GroupRow(group.name, group.role, n, above, above / n, *counted_interval(above, n), separation, review)
 
 # %% ../../nbs/detector/report.ipynb #21516565
 def unreadable_note(
@@ -98,13 +100,16 @@ def report_table(
     name_width = max([6, *(len(row.images) for row in rows)])
     role_width = max([4, *(len(row.role) for row in rows)])
     names = f"{'images':{name_width}}  {'role':{role_width}}"
-    lines = [f"{names}  {'above threshold':>15}  {'rate':>5}  {'90 % interval':>14}  AUROC"]
+    looked_at = any(row.review is not None for row in rows)
+    review = f"{'to review':>9}  " if looked_at else ""
+    lines = [f"{names}  {'above threshold':>15}  {'rate':>5}  {'90 % interval':>14}  {review}AUROC"]
     for row in rows:
         counts = f"{row.above} of {row.n}"
         interval = f"{row.low:.0%} to {row.high:.0%}"
         auroc = "" if row.auroc is None else f"{row.auroc:.3f}"
         names = f"{row.images:{name_width}}  {row.role:{role_width}}"
-        lines.append(f"{names}  {counts:>15}  {row.rate:5.0%}  {interval:>14}  {auroc}".rstrip())
+        review = f"{'' if row.review is None else row.review:>9}  " if looked_at else ""
+        lines.append(f"{names}  {counts:>15}  {row.rate:5.0%}  {interval:>14}  {review}{auroc}".rstrip())
     return lines
 
 # %% ../../nbs/detector/report.ipynb #80a21d10

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TILES_AT_A_TIME', 'tensor_versions', 'Scorer', 'ScoredPixels', 'score_pixels', 'Fitted', 'check_fitted', 'pass_size',
-           'whole_picture', 'whole_map', 'judge', 'scored_chunks', 'check_any_image', 'score_stream', 'score_table',
-           'score_samples', 'decision_function', 'predict_labels', 'p_values', 'score_map']
+           'whole_picture', 'whole_map', 'judged_scores', 'judge', 'scored_chunks', 'check_any_image', 'score_stream',
+           'score_table', 'score_samples', 'decision_function', 'predict_labels', 'p_values', 'score_map']
 
 # %% ../../nbs/detector/scorer.ipynb #6c98d348
 import math
@@ -29,6 +29,7 @@ from .preprocessing import Preprocessing, check_batch_size, chunks, photos_per_b
 from .results import Scored, as_frame, check_all_scored
 from .tiles import join_parts, merge_maps, mosaic, worst_parts
 from ..evaluation.heatmaps import predict_with_maps
+from ..evaluation.threshold import Threshold
 from ..methods.base import Method
 from ..models.fused import folded
 from ..training.allocator import recycled_memory
@@ -143,6 +144,15 @@ def whole_map(
     "The heat map of a photo"
     return maps[0] if frame is None else merge_maps(maps, frame, scorer.preprocessing.grid.mask)
 
+# %% ../../nbs/detector/scorer.ipynb #abad4202
+def judged_scores(
+    threshold: Threshold,
+    scores: np.ndarray,  # (N,)
+) -> tuple[list, list]:  # verdicts, p-values (None without held-out normals)
+    "What a threshold says of scores"
+    p_values = threshold.p_values(scores).tolist() if threshold.normal else [None] * len(scores)
+    return threshold.verdicts(scores).tolist(), p_values
+
 # %% ../../nbs/detector/scorer.ipynb #e82555fe
 def judge(
     detector: Fitted,
@@ -160,14 +170,14 @@ def judge(
     )
     worst = worst_parts(given.score, parts.starts)
     scores = given.score[worst].astype(float)
-    threshold = detector.threshold_
-    p_values = threshold.p_values(scores).tolist() if threshold.normal else [None] * len(scores)
+    verdicts, p_values = judged_scores(detector.threshold_, scores)
     for row, i in enumerate(readable):
         image = found[i]
         image.photo = chunk[i].photo
         if math.isfinite(scores[row]):
             image.score = scores[row].item()
-            image.anomaly = bool(scores[row] > threshold.value)
+            image.anomaly = verdicts[row] == "anomaly"
+            image.review = verdicts[row] == "review"
             image.p_value = p_values[row]
             image.heads = {head: values[worst[row]].item() for head, values in given.heads.items()}
         else:
@@ -232,7 +242,7 @@ def score_table(
     detector: Fitted,
     images: Source,  # as for `score_stream`
     batch: int = 32,  # images scored at a time
-) -> pd.DataFrame:  # (N, ...): name, score, anomaly, p_value, error, score_<head>...
+) -> pd.DataFrame:  # (N, ...): name, score, anomaly, verdict, p_value, error, score_<head>...
     "One row per image, those that could not be read among them"
     return as_frame([image.record() for image in score_stream(detector, images, batch)])
 

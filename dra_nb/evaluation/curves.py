@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core import DraError
+from .costs import candidates, rates_at
 from .false_alarms import counted_intervals
 from .metrics import auroc, check_finite_scores
-from .threshold import candidates, rates_at
 
 # %% ../../nbs/evaluation/curves.ipynb #91c24383
 class RateCurve(NamedTuple):

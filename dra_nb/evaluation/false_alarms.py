@@ -30,11 +30,13 @@ def normals_for(
 
 
 def check_rate(
-    fpr: float,  # target
+    rate: float,  # target
+    name: str = "fpr",  # what it is called
 ):
     "Refuse a rate outside (0, 1)"
-    if not isinstance(fpr, (int, float)) or not 0 < fpr < 1:
-        raise DraError(f"fpr is {fpr!r}; pass the share of normals that may raise a false alarm, above 0 and below 1")
+    if not isinstance(rate, (int, float)) or not 0 < rate < 1:
+        line = "raise a false alarm" if name == "fpr" else f"reach the line of {name}"
+        raise DraError(f"{name} is {rate!r}; pass the share of normals that may {line}, above 0 and below 1")
 
 # %% ../../nbs/evaluation/false_alarms.ipynb #15c63247
 def alarms_allowed(

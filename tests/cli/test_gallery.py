@@ -170,8 +170,8 @@ def test_filters_order_and_keys(page, out):
     assert page.js(names)[:60] == [o["name"] for o in ranked[:60]]
     assert "broken <b>.png" in page.js("document.querySelector('#errors').textContent")
     page.js(
-        "document.querySelector('#class').value = '1',"
-        "document.querySelector('#class').dispatchEvent(new Event('change'))"
+        "document.querySelector('#folder').value = '1',"
+        "document.querySelector('#folder').dispatchEvent(new Event('change'))"
     )
     assert {rows[o]["folder"] for o in page.js(names)} == {"dent"} and len(page.js(names)) == 8
     page.js("document.querySelector('[value=anomaly]').click()")
@@ -211,7 +211,7 @@ def test_a_page_that_was_not_written_is_made_by_the_same_command(parts, model, t
     "All rows are there, the process dies before the page is; nothing is scored twice"
     args = ["score", model, parts / "test", "--out", tmp_path / "out", "--device", "cpu", *["--no-maps"] * (not maps)]
 
-    def die(*args):
+    def die(*args, **more):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
