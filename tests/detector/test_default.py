@@ -19,7 +19,7 @@ from dra_nb.models.lite import LiteEntry
 from dra_nb.models.weights import PACKAGED
 
 PACKAGE = next(iter(PACKAGED.values())).package
-VIEWS = ["memory", "shape", "residual", "pooled"]
+VIEWS = ["memory", "detail", "shape", "residual", "pooled"]
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ def test_without_given_anomalies_it_is_its_unsupervised_part(auroc, wood, unsupe
     _, found = unsupervised
     assert not found.heads["residual"].any() and not found.heads["pooled"].any()
     _, taught = auroc(wood[1].given)
-    parts = taught.heads["memory"] + taught.heads["shape"]
+    parts = sum(taught.heads[view] for view in ("memory", "detail", "shape"))
     np.testing.assert_allclose(found.score, parts, rtol=1e-4, atol=1e-4)
 
 
@@ -81,8 +81,8 @@ def test_many_normals_stay_within_memory():
     "Patches are kept of at most `calibrated` normals, and of the pool"
     method = create_method("cove", backbone="resnet18_stage2", memory_size=40, pool=200, calibrated=12).eval()
     fit(method, STORE, SPLIT, method_schedule("cove", {}), compute=CPU)
-    assert len(method.fitted_memory) == 40 and len(method.fitted_codes) == 12
-    assert method.fitted_scores.shape == (12, 4)
+    assert len(method.fitted_memory) == len(method.fitted_detail) == 40 and len(method.fitted_codes) == 12
+    assert method.fitted_scores.shape == (12, 5)
 
 
 def test_one_forward_pass_per_image(monkeypatch):
