@@ -119,11 +119,11 @@ class Encodes:
         return (maps - getattr(self, f"channel_mean_{part}")) / getattr(self, f"channel_std_{part}")
 
     def standardise(self, normals: list) -> None:
-        "Take mean and deviation of each channel from maps of normals, (B, C, h, w) of each part"
+        "Take mean and deviation (at least .1 of the median) of each channel from normals, (B, C, h, w) of each part"
         for part, maps in enumerate(normals):
             std, mean = torch.std_mean(maps.float(), (0, 2, 3), keepdim=True)
             self.register_buffer(f"channel_mean_{part}", mean[0])  # (C, 1, 1)
-            self.register_buffer(f"channel_std_{part}", std[0].clamp(min=1e-3))
+            self.register_buffer(f"channel_std_{part}", std[0].clamp(min=0.1 * std.median().item()))
 
     def features(self, images: torch.Tensor | Encoded) -> torch.Tensor:
         "The mean patch of the full scale, (B, C) float32, of images (B, 3, H, W) (Fig. 1)"
