@@ -10,12 +10,15 @@ __all__ = ['HOST_ID', 'LOCK_SECONDS', 'LOG_INTERVAL', 'DraError', 'WriteError', 
 import difflib
 import errno
 import hashlib
+import logging
 import os
 import socket
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_logger = logging.getLogger(__name__)
 
 # %% ../nbs/core.ipynb #6ad920c6
 class DraError(ValueError):
@@ -154,7 +157,7 @@ def file_lock(
     path: str | Path,  # lock file, in a folder that exists
     *,
     wait: bool = True,  # False: raise filelock's Timeout, an OSError, if another process holds it
-    note: str = "",  # printed if another process holds it
+    note: str = "",  # logged as a warning if another process holds it
     poll_interval: float = 0.05,  # seconds between two attempts
 ) -> Iterator[None]:
     "Hold a lock during a block; a DraError if it cannot be had"
@@ -168,7 +171,7 @@ def file_lock(
         if not wait:
             raise
         if note:
-            print(note, flush=True)
+            _logger.warning(note)
         try:
             held = lock.acquire(timeout=limit, poll_interval=poll_interval)
         except Timeout as e:

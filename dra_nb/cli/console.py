@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PIPE_STATUS', 'TolerantFile', 'is_closed_pipe', 'tolerant_stream', 'output_error', 'has_reader', 'tolerant_output',
-           'final_status', 'plain_warnings']
+           'final_status', 'plain_warnings', 'StandardError', 'logged_lines']
 
 # %% ../../nbs/cli/console.ipynb #8143bb9f
 import errno
 import io
+import logging
 import os
 import sys
 import warnings
@@ -111,3 +112,30 @@ def plain_warnings() -> Iterator[None]:
 
         warnings.showwarning = show
         yield
+
+# %% ../../nbs/cli/console.ipynb #e9e0ef50
+class StandardError(logging.Handler):
+    "Messages as lines on the standard error of the moment"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        "Print one"
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
+
+
+@contextmanager
+def logged_lines() -> Iterator[None]:
+    "Show what the package logs during a block, from INFO on unless its logger has a level of its own"
+    logger = logging.getLogger("dra_nb")
+    handler = StandardError()
+    level = logger.level
+    logger.addHandler(handler)
+    if level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

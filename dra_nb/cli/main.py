@@ -15,7 +15,7 @@ from typing import Optional
 
 import typer
 
-from .console import final_status, plain_warnings, tolerant_output
+from .console import final_status, logged_lines, plain_warnings, tolerant_output
 from .dataset_commands import datasets_app, methods_command
 from .detector_commands import eval_command, export_command, fit_command, score_command
 from .life_commands import add_command, calibrate_command, monitor_command, show_command
@@ -45,11 +45,12 @@ def print_version(wanted: bool) -> None:
 
 @app.callback()
 def common(
+    context: typer.Context,
     version: Optional[bool] = typer.Option(
         None, "--version", callback=print_version, is_eager=True, help="Print the version and stop."
     ),
 ):
-    pass
+    context.with_resource(logged_lines())
 
 # %% ../../nbs/cli/main.ipynb #85a7f90d
 def score_sentence(values: dict) -> str:  # of the options, by name

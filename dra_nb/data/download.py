@@ -6,6 +6,7 @@
 __all__ = ['describe_counts', 'find_present', 'check_fetchable', 'check_readable', 'assemble', 'download']
 
 # %% ../../nbs/data/download.ipynb #c96aeaef
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -22,6 +23,9 @@ from .registry import Archive, Dataset
 from .unpack import extract, rename_folder
 
 # %% ../../nbs/data/download.ipynb #53ffc038
+_logger = logging.getLogger(__name__)
+
+
 def describe_counts(
     catalog: pd.DataFrame,
 ) -> str:
@@ -50,7 +54,7 @@ def find_present(
             f"{folder} is there, but cannot be read as {dataset.title}: {e}\n"
             "Move the folder away or delete it, then download again"
         ) from e
-    print(f"{dataset.title} is in {folder}: {describe_counts(catalog)}")
+    _logger.info("%s is in %s: %s", dataset.title, folder, describe_counts(catalog))
     return Path(folder)
 
 # %% ../../nbs/data/download.ipynb #9352d568
@@ -105,7 +109,7 @@ def download(
     dataset = known[choose("dataset", name, known)]
     data = Path(data).expanduser()
     if not dataset.folder:
-        print(f"{dataset.title}: {dataset.where}; nothing to fetch")
+        _logger.info("%s: %s; nothing to fetch", dataset.title, dataset.where)
         return None
     if folder := find_present(dataset, data):
         return folder

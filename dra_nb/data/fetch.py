@@ -11,6 +11,7 @@ __all__ = ['TransferRefused', 'NoAnswer', 'TransferCut', 'BeyondEnd', 'transfer_
 import hashlib
 import http.client
 import json
+import logging
 import os
 import re
 import socket
@@ -31,6 +32,7 @@ from .disk import check_space, exclusive
 from .registry import Archive
 
 # %% ../../nbs/data/fetch.ipynb #9d0c46a7
+_logger = logging.getLogger(__name__)
 _TIMEOUT = 30  # seconds without a byte after which a connection counts as cut
 _SAYS = {
     401: "it asks for an account",
@@ -279,7 +281,8 @@ def file_fault(path: Path, archive: Archive) -> str:
     if published and measured != published.lower():
         return f"its {kind} is {measured}, the published one {published}"
     if not published:
-        print(f"{path.name.removesuffix('.part')}: sha256 {measured}; none is published to compare it with")
+        name = path.name.removesuffix(".part")
+        _logger.warning("%s: sha256 %s; none is published to compare it with", name, measured)
     return ""
 
 # %% ../../nbs/data/fetch.ipynb #75e4468e

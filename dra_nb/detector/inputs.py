@@ -8,8 +8,8 @@ __all__ = ['TrainingImages', 'check_overlap', 'unreadable_in', 'check_all_readab
            'TakenIn', 'take_in_roles', 'read_training_images']
 
 # %% ../../nbs/detector/inputs.ipynb #dcb6ab3c
+import logging
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -269,6 +269,9 @@ def take_in_roles(
     return TakenIn(found, Intake(tuple(parts), skipped_of(role.source for role in found.values())))
 
 # %% ../../nbs/detector/inputs.ipynb #2fa00f72
+_logger = logging.getLogger(__name__)
+
+
 def read_training_images(
     normal: Any,  # as for `AnomalyDetector.fit`
     anomalies: Any,
@@ -281,8 +284,7 @@ def read_training_images(
     check_holdout(settings.holdout, roles)
     wanted = {name: role for name, role in roles.items() if name == "normals" or not is_empty(role.source)}
     wanted, intake = take_in_roles(wanted)
-    if progress:
-        print(intake, file=sys.stderr, flush=True)
+    _logger.log(logging.WARNING if progress and intake.notable else logging.INFO, "%s", intake)
     options = dict(max_value=settings.max_value, grid=TileGrid(settings.tiles, settings.roi))
     parts = read_roles(wanted, settings.image_size, progress, **options)
     check_overlap({name: part.names for name, part in parts.items()})

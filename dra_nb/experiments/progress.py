@@ -128,7 +128,7 @@ class StudyProgress:
             self.bar.n = counts.ended
             self.bar.set_postfix_str(text)
         else:
-            print(f"runs: {counts.ended} of {self.total} ended, {text}", file=sys.stderr, flush=True)
+            self.say(f"runs: {counts.ended} of {self.total} ended, {text}")
 
     def say(self, text: str) -> None:
         "A line of its own, above the bar"

@@ -75,9 +75,10 @@ def known(site, tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
-def test_download(site, known, capsys):
+def test_download(site, known, caplog):
+    caplog.set_level("INFO", "dra_nb")
     folder = download("toy", known, progress=False)
-    out = capsys.readouterr().out
+    out = caplog.text
     assert "3 train and 4 test images, 2 of them anomalies (dent 2)" in out and "none is published" in out
     catalog = load_catalog("toy", known)
     assert (
@@ -88,9 +89,7 @@ def test_download(site, known, capsys):
     )
     times = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     assert (
-        download("toy", known) == folder
-        and len(site.log) == 2
-        and f"Toy is in {known / 'toy'}" in capsys.readouterr().out
+        download("toy", known) == folder and len(site.log) == 2 and f"Toy is in {known / 'toy'}" in caplog.messages[-1]
     )
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == times
 
@@ -109,8 +108,8 @@ def test_download_through_the_command(site, known, capsys, monkeypatch):
 
     assert "get it: dra_nb datasets download toy   (or: ask toy@example.org" in call()[1]
     site.server.files["/images.zip"].cuts.append(1000)
-    status, out, _ = call("download", "toy", "--data", known)
-    assert status == 0 and f"Toy is in {known / 'toy'}: 3 train" in out and site.ranges[1] == "bytes=1000-"
+    status, out, err = call("download", "toy", "--data", known)
+    assert status == 0 and f"Toy is in {known / 'toy'}: 3 train" in err and site.ranges[1] == "bytes=1000-"
     assert "present: 3 train, 4 test images" in call("--data", known)[1]
     status, out, _ = call("--check", known)
     assert status == 0 and "toy" in out and "elpv" in out
@@ -182,6 +181,8 @@ def test_files_put_by_hand_are_used(site, known, tmp_path):
 # ---- processes that are killed, or meet
 
 PROCESS = """
+import logging
+logging.basicConfig(level="INFO")
 import os, signal, sys
 from dra_nb.data import download as module
 from dra_nb.data.datasets import load_datasets
@@ -276,7 +277,7 @@ def test_two_at_once(site, known):
         len(o.body) for o in site.server.files.values()
     )
     assert (
-        all("Toy is in" in out for out, _ in ends)
-        and any("waiting" in out for out, _ in ends)
+        all("Toy is in" in err for _, err in ends)
+        and any("waiting" in err for _, err in ends)
         and len(load_catalog("toy", known)) == 7
     )
