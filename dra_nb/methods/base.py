@@ -55,7 +55,7 @@ class Requirements:
     needs_anomalies = True  # False: learns from normals (and pseudo anomalies) alone
     needs_steps = True  # False: learns without gradient steps, a schedule may have none
     min_size = 1  # side of the smallest image it can take, pixels
-    fitted_buffers = ("reference_", "channel_")  # buffers that exist only after training: how their names begin
+    fitted_buffers = ("reference_", "channel_")  # how buffers begin that only training makes
     has_maps = True  # does `predict` give score maps?
     map_heads = ()  # heads that have score maps of their own
 
