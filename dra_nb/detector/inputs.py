@@ -34,6 +34,8 @@ from .results import plural
 from .settings import Settings
 from ..evaluation.false_alarms import alarms_allowed
 
+_logger = logging.getLogger(__name__)
+
 # %% ../../nbs/detector/inputs.ipynb #6704e616
 @dataclass(eq=False)
 class TrainingImages:
@@ -269,9 +271,6 @@ def take_in_roles(
     return TakenIn(found, Intake(tuple(parts), skipped_of(role.source for role in found.values())))
 
 # %% ../../nbs/detector/inputs.ipynb #2fa00f72
-_logger = logging.getLogger(__name__)
-
-
 def read_training_images(
     normal: Any,  # as for `AnomalyDetector.fit`
     anomalies: Any,
