@@ -68,10 +68,17 @@ def copy_notebook(file, target):
     target.write_text(json.dumps(notebook), encoding="utf-8")
 
 
+def made(pattern):
+    "Committed results of that name, each of the first profile that has it"
+    found = {}
+    for profile in ("cpu-finetune", "cpu", "paper"):
+        found |= {file.name: file for file in (ROOT / "outputs" / profile).glob(pattern)}
+    return [found[name] for name in sorted(found)]
+
+
 def executed(file):
     "The committed executed copy of a paper notebook, if there is one; else the notebook itself"
-    copies = [ROOT / "outputs" / profile / file.name for profile in ("paper", "cpu", "cpu-finetune")]
-    return next((c for c in copies if c.is_file()), file)
+    return next(iter(made(file.name)), file)
 
 
 def copy_notebooks():
@@ -211,26 +218,27 @@ def figure(picture):
     "A picture of the gallery with its caption"
     place = f"_static/gallery/{picture.name}"
     image = f'<a href="{place}"><img src="{place}" alt="{picture.stem}" loading="lazy"></a>'
-    return f"<figure>{image}<figcaption><b>{picture.stem}</b> {escape(caption_of(picture))}</figcaption></figure>"
+    caption = f"<b>{picture.stem}</b> {escape(caption_of(picture))} (profile {picture.parent.name})"
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def write_gallery():
     "Figures and tables that papermill wrote"
-    profile = ROOT / "outputs" / "cpu-finetune"
     (SOURCE / "gallery").mkdir(parents=True, exist_ok=True)
     (SOURCE / "_static" / "gallery").mkdir(parents=True, exist_ok=True)
     lines = [
         "# Tables and figures",
         "",
-        "Made by `dra_nb reproduce all --profile cpu-finetune`; committed with their records.",
+        "Made by `dra_nb reproduce` at profile `cpu`, or `cpu-finetune` where that has not been run yet;",
+        "committed with their records.",
         "",
     ]
     lines.append('<div class="gallery">')
-    for picture in sorted(profile.glob("*.png")):
+    for picture in made("*.png"):
         shutil.copy(picture, SOURCE / "_static" / "gallery")
         lines.append(figure(picture))
     lines += ["</div>", ""]
-    tables = sorted(profile.glob("*.md"))
+    tables = made("*.md")
     for table in tables:
         text = re.sub(r"^#+ ", "", table.read_text(encoding="utf-8"), flags=re.M)
         (SOURCE / "gallery" / table.name).write_text(f"# {table.stem}\n\n{text}", encoding="utf-8")
