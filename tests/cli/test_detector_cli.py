@@ -230,6 +230,8 @@ def test_every_option_of_fit_arrives(parts, tmp_path, monkeypatch):
         2,
         "--prevalence",
         0.01,
+        "--look",
+        0.5,
         "--holdout",
         0.3,
         "--check",
@@ -267,9 +269,13 @@ def test_every_option_of_fit_arrives(parts, tmp_path, monkeypatch):
         miss=7,
         false_alarm=2,
         prevalence=0.01,
+        look=0.5,
+        review=None,
         holdout=0.3,
         topk_ratio=0.2,
     )
+    refused("caught", "fit", "N", "--review", "0.2", "-o", tmp_path / "m")
+    assert asked["params"]["review"] == 0.2
     refused("caught", "fit", "N", "--threshold", "1.5", "-o", tmp_path / "m")
     plain = AnomalyDetector().get_params()
     assert (
@@ -322,6 +328,7 @@ def test_score_writes_rows_and_overlays(model, inbox, tmp_path):
             "name",
             "score",
             "anomaly",
+            "verdict",
             "p_value",
             "error",
             "score_seen",
@@ -330,7 +337,7 @@ def test_score_writes_rows_and_overlays(model, inbox, tmp_path):
             "score_normality",
             "overlay",
         ]
-        == list(lines[0])[:5] + list(table)[5:]
+        == list(lines[0])[:6] + list(table)[6:]
     )
     for o, row, line in zip(expected, table.to_dict("records"), lines):
         assert {k: v for k, v in line.items() if k != "overlay"} == o.record()
@@ -389,7 +396,10 @@ def test_exit_statuses(strict, inbox, tmp_path):
         and files(tmp_path / "out") == ["index.html", "scores.csv", "scores.jsonl"]
     )
     help_ = CliRunner().invoke(APP, ["score", "--help"], env={"COLUMNS": "250", "TERM": "dumb"}).output
-    assert all(o in help_ for o in ("0 no anomaly", "1 anomalies found", "2 refused", "3 some images have no score"))
+    assert all(
+        o in help_
+        for o in ("0 no anomaly", "1 anomalies found", "2 refused", "3 some images could not", "5 no anomaly")
+    )
 
 
 def test_overlays_of_images_from_anywhere_are_kept_apart(strict, inbox, tmp_path, monkeypatch):
