@@ -276,7 +276,7 @@ def read_training_images(
     anomalies: Any,
     validation: Any,
     settings: Settings,
-    progress: bool = False,  # show bars while decoding?
+    progress: bool = False,  # show bars?
 ) -> TrainingImages:
     "Read all images of a training, check them, and divide the normals"
     roles = training_roles(normal, anomalies, validation)
