@@ -254,7 +254,8 @@ def predict_cove(
     "Contributions of the views, and the map"
     near = nearest_patches(patches.grid, method.fitted_memory)
     details = nearest_patches(patches.fine, method.fitted_detail).distances
-    logits = patches.grid @ method.fitted_residual - method.fitted_projections[near.rows]
+    projected = F.linear(patches.grid, method.fitted_residual[None])[..., 0]  # onnxruntime errs where it is a vector
+    logits = projected - method.fitted_projections[near.rows]
     pooled = (patches.grid.mean(1) - method.fitted_center) / method.fitted_scale
     fit = Calibration(method.fitted_slope, method.fitted_mean, method.fitted_deviation)
     local = local_means(pooled @ method.fitted_axes, method.fitted_codes, method.fitted_scores)

@@ -11,7 +11,7 @@ from conftest import picture, python, succeeded
 
 from dra_nb.core import DraError
 from dra_nb.detector.detector import AnomalyDetector
-from dra_nb.detector.onnx import NO_GRAPH, export_onnx, relative_difference
+from dra_nb.detector.onnx import export_onnx, relative_difference
 from dra_nb.detector.onnx_runtime import OnnxDetector
 from dra_nb.methods.base import Prediction
 from dra_nb.methods.registry import load_methods
@@ -45,7 +45,7 @@ def file(detector, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", sorted(set(load_methods()) - set(NO_GRAPH)))
+@pytest.mark.parametrize("name", sorted(load_methods()))
 def test_says_what_pytorch_says(name, tmp_path):
     d = AnomalyDetector(name, **QUICK, **{"pool": 24} if name == "ahl" else {}).fit(
         GOOD, DENTS, **{"outliers": 255 - GOOD} if name == "saoe" else {}
@@ -120,15 +120,6 @@ def test_the_detector_is_left_as_it_was(detector, tmp_path):
     assert report["size_mb"] == (tmp_path / "x.onnx").stat().st_size / 1e6 and all(
         report[f"{k}_ms_batch_{n}"] > 0 for k in ("torch", "onnx") for n in (1, 8)
     )
-
-
-@pytest.mark.parametrize("name", NO_GRAPH)
-def test_a_method_without_a_graph_is_refused_by_name(name, tmp_path):
-    d = AnomalyDetector(name, **QUICK).fit(GOOD, DENTS)
-    with pytest.raises(DraError, match=f"{name} cannot be written as ONNX; use save and load.*: dra, devnet") as caught:
-        export_onnx(d, tmp_path / "x.onnx", repeats=0)
-    assert set(str(caught.value).rpartition(": ")[2].split(", ")) == set(load_methods()) - set(NO_GRAPH)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_written_leaves_no_file(tmp_path):
