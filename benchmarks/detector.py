@@ -25,7 +25,7 @@ from dra_nb.core import DraError
 from dra_nb.data.datasets import load_catalog
 from dra_nb.data.resident import MemoryStore
 from dra_nb.detector.detector import AnomalyDetector
-from dra_nb.detector.onnx import NO_GRAPH, export_onnx
+from dra_nb.detector.onnx import export_onnx
 from dra_nb.detector.onnx_graph import example_images
 from dra_nb.detector.onnx_runtime import OnnxDetector, onnx_tools
 from dra_nb.detector.plan import BACKBONE
@@ -174,8 +174,8 @@ def measure_method(method: str, args, paths: tuple, folder: Path) -> list:
         *fit_rows(method, args, paths, d),
     ]
     exported = None
-    if method not in NO_GRAPH and with_onnx():
-        report = export_onnx(d, folder / f"{method}.onnx", repeats=0)
+    if with_onnx():
+        report = export_onnx(d, folder / f"{method}.onnx", pixels="uint8", repeats=0)
         exported = OnnxDetector(folder / f"{method}.onnx", args.threads)
         rows += [
             row("ONNX file", method, "MB", report["size_mb"]),
