@@ -10,6 +10,7 @@ from nbdev.test import test_nb
 
 LONG = (  # some of a minute: first, so that no process is left alone with one of them at the end
     "tutorials/your_own_images",
+    "tutorials/which_method",
     "methods/18_ahl",
     "methods/10_kdad",
     "detector/detector",

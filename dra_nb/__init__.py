@@ -43,6 +43,7 @@ _HOMES = {
 # %% ../nbs/public.ipynb #173b7ed8
 _HOMES |= {
     "detector.detector": ["AnomalyDetector"],
+    "detector.comparison": ["compare_methods"],
     "detector.report": ["Report"],
     "detector.results": ["Scored"],
     "detector.widgets": ["explorer", "report"],
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from dra_nb.data.registry import register_dataset as register_dataset
     from dra_nb.data.store import ImageStore as ImageStore
     from dra_nb.data.store import open_store as open_store
+    from dra_nb.detector.comparison import compare_methods as compare_methods
     from dra_nb.detector.detector import AnomalyDetector as AnomalyDetector
     from dra_nb.detector.onnx import export_onnx as export_onnx
     from dra_nb.detector.onnx_runtime import OnnxDetector as OnnxDetector
