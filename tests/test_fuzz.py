@@ -306,7 +306,20 @@ HOSTILE = [
 ]
 texts = st.text(max_size=12) | st.lists(st.sampled_from(HOSTILE) | st.text(max_size=3), max_size=5).map("".join)
 plain = texts | st.integers(-(10**12), 10**12) | st.booleans() | st.floats(allow_nan=False)
-NAMES = ("profile", "data", "weights", "out", "datasets", "methods", "shots", "seeds", "medical", "device", "precision")
+NAMES = (
+    "profile",
+    "data",
+    "weights",
+    "out",
+    "datasets",
+    "methods",
+    "shots",
+    "seeds",
+    "medical",
+    "recorded",
+    "device",
+    "precision",
+)
 
 
 @fuzz(400)

@@ -213,7 +213,7 @@ def test_failing_notebook_is_kept_and_marked(study, first, notebook, monkeypatch
     tmp, args = study
     texts = ["profile", "data", "weights", "out", "medical", "device", "precision"]
     lists = ["datasets", "methods", "shots", "seeds"]
-    defaults = "\n".join([f"{name} = ''" for name in texts] + [f"{name} = []" for name in lists])
+    defaults = "\n".join([*(f"{name} = ''" for name in texts), *(f"{name} = []" for name in lists), "recorded = False"])
     notebook(defaults, "one = 1", "one/0", "two = 2")
     target = tmp / "out" / "smoke" / "table1_general.ipynb"
     monkeypatch.setattr(sys, "argv", ["dra_nb", *map(str, args)])
@@ -276,6 +276,7 @@ def test_the_command_passes_what_the_notebook_takes(artefact):
         weights="",
         out="o",
         medical="lag",
+        recorded=True,
         device="cpu",
         precision="fp32",
         datasets=["a"],

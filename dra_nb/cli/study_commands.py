@@ -104,11 +104,11 @@ def draw_studies(studies: list, request: Request) -> None:
     page = write_page(request.out / request.profile)
     typer.echo(f"\nall of profile {request.profile} on one page: {page}")
 
-# %% ../../nbs/cli/study_commands.ipynb #3f60f9ab
+# %% ../../nbs/cli/study_commands.ipynb #b96bd9f4
 Slots = old_spelling("--slots")
 Engine = old_spelling("--engine")
 
-
+# %% ../../nbs/cli/study_commands.ipynb #3f60f9ab
 def reproduce_command(
     *,
     artefacts: List[str] = options.Artefacts,
@@ -121,6 +121,7 @@ def reproduce_command(
     shots: List[int] = options.Shots,
     seed: List[int] = options.Seeds,
     medical: Optional[str] = options.Medical,
+    recorded: bool = options.Recorded,
     device: str = options.Device,
     precision: str = options.Precision,
     workers: Optional[int] = options.Workers,
@@ -140,7 +141,7 @@ def reproduce_command(
     "Regenerate tables and figures of the paper: run what has no record yet, then execute their notebooks."
     values = dict(locals())
     import_papermill()
-    only = restrictions(values) | dict(device=device, precision=precision)
+    only = restrictions(values) | dict(recorded=recorded, device=device, precision=precision)
     request = Request(artefacts, profile, data, weights, out, only)
     if run_and_draw(request, values):
         raise typer.Exit(1)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WeightIds', 'TableCell', 'make_spec', 'expected_table', 'failure_of', 'Study', 'select_rows', 'select_columns',
-           'column_seeds', 'dataset_specs', 'data_gap', 'category_gap', 'DataGaps', 'NothingToRun', 'study_datasets',
-           'add_specs', 'add_parts', 'check_runnable', 'fill_study', 'Plans', 'plans', 'study_context', 'plan']
+           'column_seeds', 'dataset_specs', 'NothingToRun', 'study_datasets', 'add_specs', 'add_parts',
+           'check_runnable', 'fill_study', 'Plans', 'plans', 'profile_with', 'study_context', 'keep_recorded', 'plan']
 
 # %% ../../nbs/experiments/grids.ipynb #e20cd527
 from collections.abc import Iterable, Iterator
@@ -17,11 +17,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from ..core import DraError, choose
-from ..data.datasets import load_catalog, load_datasets
-from ..data.pseudo import PSEUDO
+from ..data.datasets import load_catalog
 from .artefacts import ARTEFACTS, Artefact, Row, artefact_rows
 from .comparability import is_comparable, notes
-from .context import RunContext, cached_catalog
+from .context import RunContext
+from .gaps import DataGaps
 from .overview import results_table
 from .profiles import PROFILES, Profile
 from .progress import RunCounts
@@ -207,57 +207,6 @@ def dataset_specs(
         for seed in column_seeds(name, artefact, profile, only):
             yield name, make_spec(profile, weights, TableCell(dataset, row, n, seed, source), variant)
 
-# %% ../../nbs/experiments/grids.ipynb #f5aeaf6d
-def data_gap(
-    dataset: str,
-    data: str | None,  # folder that holds the datasets
-    *,
-    external: bool = False,  # only as a source of pseudo anomalies, any folder of images will do
-) -> str | None:
-    "A sentence on data that cannot be read; None if it can"
-    try:
-        load_catalog(dataset, data, external)
-    except DraError as e:
-        title = load_datasets()[dataset].title if dataset in load_datasets() else dataset
-        reason = str(e).splitlines()[0].partition(" Expected in ")[0].removeprefix(f"{title}: ")
-        if data:
-            reason = reason.replace(str(data), "the data folder")
-        return f"{title} is missing: {reason}" + (" (external dataset of pseudo anomalies)" if external else "")
-
-# %% ../../nbs/experiments/grids.ipynb #b609eefe
-def category_gap(
-    dataset: str,  # that can be read
-    data: str | None,  # folder that holds the datasets
-    category: str,
-) -> str | None:
-    "A sentence on a category that a folder of a dataset does not have; None if it has it"
-    catalog = cached_catalog(dataset, data)
-    here = sorted(catalog.category.unique())
-    if not category or category in here:
-        return None
-    title = load_datasets()[dataset].title if dataset in load_datasets() else dataset
-    return f"{title} has no category {category!r} in the data folder, only {', '.join(here)}"
-
-# %% ../../nbs/experiments/grids.ipynb #35b32e4d
-class DataGaps:
-    "Which data is missing; each dataset is looked for once"
-
-    def __init__(self, data: str | None):
-        self.data = data
-        self.known = {}
-
-    def find(self, spec: RunSpec) -> list:
-        "Sentences on the data that a run lacks"
-        source = spec.settings.get("outliers") or spec.settings.get("pseudo_source", "")
-        needed = [(spec.dataset, False)] + ([(source, True)] if source and source not in PSEUDO else [])
-        for name, external in needed:
-            if (name, external) not in self.known:
-                self.known[name, external] = data_gap(name, self.data, external=external)
-        lacking = [self.known[n] for n in needed if self.known[n]]
-        if not self.known[spec.dataset, False]:
-            lacking += filter(None, (category_gap(spec.dataset, self.data, c) for c in (spec.category, spec.source)))
-        return lacking
-
 # %% ../../nbs/experiments/grids.ipynb #05afa79b
 class NothingToRun(DraError):
     "An artefact has no cell that can be run: data is missing, or restrictions leave none"
@@ -347,6 +296,15 @@ def plans(
     return Plans(studies, [str(e) for e in idle])
 
 # %% ../../nbs/experiments/grids.ipynb #7b42688d
+def profile_with(
+    name: str,  # a key of PROFILES
+    medical: str | None,  # external dataset for medical images, "cutmix": none; None or "": the profile's
+) -> Profile:
+    "A profile, with another source of pseudo anomalies on medical images"
+    profile = PROFILES[choose("profile", name, PROFILES)]
+    return replace(profile, medical=medical.replace("cutmix", "")) if medical else profile
+
+
 def study_context(
     prof: Profile,
     data: str | None,  # folder that holds one folder per dataset; "" and None: the embedded textures only
@@ -359,6 +317,19 @@ def study_context(
         compute = replace(compute, precision=prof.precision)
     return RunContext(data or None, None if weights == "none" else weights, compute=compute)
 
+# %% ../../nbs/experiments/grids.ipynb #502dbf84
+def keep_recorded(study: Study) -> None:
+    "Leave out the runs that have no record; raise NothingToRun if none has one"
+    name = study.artefact.name
+    done = [spec for spec in study.specs if study.runs.done(spec, study.artefact.features)]
+    left = [spec for spec in study.specs if spec not in done]
+    if left and not done:
+        raise NothingToRun(f"{name} has nothing to draw: none of its {len(left)} runs has a record. Run it first")
+    if left:
+        study.gaps.append(f"{name}: {len(left)} of {len(study.specs)} runs have no record yet and were not run")
+    study.specs = done
+    study.absent += left
+
 # %% ../../nbs/experiments/grids.ipynb #834241b8
 def plan(
     artefact: str,  # a key of ARTEFACTS
@@ -369,6 +340,7 @@ def plan(
     *,
     medical: str | None = None,  # external dataset for medical images, "cutmix": none; None or "": the profile's
     idle: bool = False,  # also a study of which nothing can be run because its data is missing
+    recorded: bool = False,  # only runs that have a record: there is nothing left to run
     device: str = "auto",
     precision: str = "auto",  # see `study_context`
     **only,  # fields of `Selection`
@@ -377,13 +349,13 @@ def plan(
     check_texts(profile=profile, data=data, weights=weights, out=out, medical=medical)
     selection = Selection(**only)
     art = ARTEFACTS[choose("artefact", artefact, ARTEFACTS)]
-    prof = PROFILES[choose("profile", profile, PROFILES)]
-    if medical:
-        prof = replace(prof, medical=medical.replace("cutmix", ""))
+    prof = profile_with(profile, medical)
     study = Study(art, profile, study_context(prof, data, weights, Compute(device, precision)), Path(out) / profile)
     if art.parts:
-        options = dict(medical=medical, idle=idle, device=device, precision=precision)
+        options = dict(medical=medical, idle=idle, recorded=recorded, device=device, precision=precision)
         add_parts(study, plans(art.parts, profile, data, weights, out, **options, **only).studies)
     elif art.tables:
         fill_study(study, prof, selection, idle)
+        if recorded:
+            keep_recorded(study)
     return study
