@@ -19,7 +19,7 @@ from dra_nb.models.lite import LiteEntry
 from dra_nb.models.weights import PACKAGED
 
 PACKAGE = next(iter(PACKAGED.values())).package
-VIEWS = ["memory", "detail", "shape", "residual", "pooled"]
+VIEWS = ["memory", "detail", "place", "shape", "residual", "pooled"]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 from toys import SPLIT, STORE
 
+from dra_nb.core import DraError
 from dra_nb.evaluation.scoring import score
+from dra_nb.methods.io import load_method, save_method
 from dra_nb.methods.registry import create_method, method_schedule
 from dra_nb.models.weights import PACKAGED
 from dra_nb.training.compute import Compute
@@ -64,7 +66,7 @@ def test_without_given_anomalies_it_is_its_unsupervised_part(auroc, wood, unsupe
     _, found = unsupervised
     assert not found.heads["residual"].any() and not found.heads["pooled"].any()
     _, taught = auroc(wood[1].given)
-    parts = sum(taught.heads[view] for view in ("memory", "detail", "shape"))
+    parts = sum(taught.heads[view] for view in ("memory", "detail", "place", "shape"))
     np.testing.assert_allclose(found.score, parts, rtol=1e-4, atol=1e-4)
 
 
@@ -82,7 +84,7 @@ def test_many_normals_stay_within_memory():
     method = create_method("cove", backbone="resnet18_stage2", memory_size=40, pool=200, calibrated=12).eval()
     fit(method, STORE, SPLIT, method_schedule("cove", {}), compute=CPU)
     assert len(method.fitted_memory) == len(method.fitted_detail) == 40 and len(method.fitted_codes) == 12
-    assert method.fitted_scores.shape == (12, 5)
+    assert method.fitted_scores.shape == (12, 6)
 
 
 def test_one_forward_pass_per_image(monkeypatch):
@@ -90,8 +92,19 @@ def test_one_forward_pass_per_image(monkeypatch):
     fit(method, STORE, SPLIT, method_schedule("cove", {}), compute=CPU)
     seen = []
     monkeypatch.setattr(type(method.backbone), "stages", _counted(type(method.backbone).stages, seen))
-    method.predict(torch.zeros(3, 3, 64, 64), maps=True)
+    method.predict(torch.zeros(3, 3, 48, 48), maps=True)
     assert seen == [3]
+
+
+def test_a_file_of_an_earlier_version_and_images_of_another_size_are_refused(tmp_path):
+    method = create_method("cove", backbone="resnet18_stage2").eval()
+    fit(method, STORE, SPLIT, method_schedule("cove", {}), compute=CPU)
+    with pytest.raises(DraError, match="scale them to that size, or fit again"):
+        method.predict(torch.zeros(3, 3, 64, 64))
+    del method.fitted_places
+    save_method(method, tmp_path / "old.safetensors")
+    with pytest.raises(DraError, match="earlier version, without the view place: fit again"):
+        load_method(tmp_path / "old.safetensors")
 
 
 def _counted(stages, seen):
