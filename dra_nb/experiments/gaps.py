@@ -41,7 +41,7 @@ def category_gap(
     if not category or category in here:
         return None
     title = load_datasets()[dataset].title if dataset in load_datasets() else dataset
-    return f"{title} has no category {category!r} in the data folder, only {', '.join(here)}"
+    return f"Of {title} the data folder has only the categories {', '.join(here)}"
 
 # %% ../../nbs/experiments/gaps.ipynb #35b32e4d
 class DataGaps:
