@@ -17,7 +17,15 @@ from torch.nn import functional as F
 
 from ..core import DraError
 from .base import Method, Prediction
-from .cove_calibration import Calibration, calibrate, evidence, local_means, principal_axes, trust
+from dra_nb.methods.cove_calibration import (
+    Calibration,
+    calibrate,
+    evidence,
+    local_means,
+    principal_axes,
+    shared_scores,
+    trust,
+)
 from dra_nb.methods.cove_views import (
     FOLDS,
     PEAK,
@@ -166,7 +174,8 @@ def judge_views(learnt: dict) -> dict:
     theirs = ((learnt["pooled_given"] - learnt["center"]) / learnt["scale"]) @ learnt["axes"]
     given = fit(learnt["given"], local_means(theirs, codes, learnt["normals"]))
     weights = trust(given, fit(learnt["normals"], local), TAUGHT_BY_NORMALS)
-    return dict(codes=codes, slope=fit.slope, mean=fit.mean, deviation=fit.deviation, trust=weights)
+    kept = dict(codes=codes, scores=shared_scores(codes, learnt["normals"]))
+    return kept | dict(slope=fit.slope, mean=fit.mean, deviation=fit.deviation, trust=weights)
 
 # %% ../../nbs/methods/21_cove.ipynb #3187f2be
 def check_normals(number: int):
@@ -189,7 +198,6 @@ def buffers_of(normals: Normals, learnt: dict) -> dict:  # name -> tensor
     residual = learnt["residual"]
     kept = {name: value for name, value in learnt.items() if name not in ("normals", "given")}
     return kept | dict(
-        scores=learnt["normals"],
         memory=patches,
         detail=normals.memories.fine.patches,
         places=normals.place.mean,

@@ -828,6 +828,14 @@ def test_export(model, parts, tmp_path):
         atol=1e-3,
     )
     refused("unknown kind of input", "export", model, "--onnx", tmp_path / "x.onnx", "--pixels", "int8")
+    said = done("export", model, "--onnx", tmp_path / "u.onnx", "--pixels", "uint8")
+    assert "batch of 8" in said and not OnnxDetector(tmp_path / "u.onnx").takes_photos
+    said = done("export", model, "--onnx", tmp_path / "p.onnx", "--example", tmp_path / "score.py")
+    assert "photo of 1024 x 768" in said and "onnxruntime, numpy and pillow" in said
+    compile((tmp_path / "score.py").read_text(encoding="utf-8"), "score.py", "exec")
+    both = ("--example", tmp_path / "no.py", "--pixels", "uint8")
+    refused("leave out --pixels or --example", "export", model, "--onnx", tmp_path / "x.onnx", *both)
+    assert not (tmp_path / "no.py").exists()
     refused("is a folder", "export", model, "--onnx", tmp_path)
     assert not (tmp_path / "x.onnx").exists()
 
