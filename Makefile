@@ -8,7 +8,8 @@ DATA      ?=
 WEIGHTS   ?=
 OUT       ?= outputs
 BIN       := $(VENV)/bin
-PIP       := $(BIN)/python -m pip install --progress-bar on -c constraints.txt
+# modules are compiled when they are first imported: most of the 19,000 that are installed never are
+PIP       := $(BIN)/python -m pip install --progress-bar on --no-compile -c constraints.txt
 # files go to the two processes as they come, the long ones first (tests/conftest.py)
 PYTEST    := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -67,7 +67,8 @@ def own_kernel_manager(
 
         @property
         def kernel_spec(self):
-            command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            quiet = "--IPKernelApp.log_level=ERROR"  # no warning that it listens on 127.0.0.1
+            command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", quiet]
             return KernelSpec(argv=command, display_name="Python 3", language="python")
 
     return OwnKernelManager
