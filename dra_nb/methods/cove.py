@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VIEWS', 'TAUGHT_BY_NORMALS', 'DETAIL_WEIGHT', 'Normals', 'remember_normals', 'compare_normals', 'compare_given',
            'taught_by_normals', 'taught_by_given', 'not_taught', 'judge_views', 'check_normals', 'patch_scales',
-           'buffers_of', 'teach_all', 'fit_cove', 'view_scores', 'evidence_map', 'at_size', 'predict_cove',
-           'GridMethod', 'check_size', 'check_complete', 'Cove', 'cove']
+           'buffers_of', 'teach_all', 'fit_cove', 'view_scores', 'evidence_map', 'predict_cove', 'GridMethod',
+           'check_size', 'check_complete', 'Cove', 'cove']
 
 # %% ../../nbs/methods/21_cove.ipynb #225bd2cf
 from typing import NamedTuple
@@ -257,12 +257,8 @@ def evidence_map(
 ) -> torch.Tensor:  # (B, H, W)
     "Evidence of the views `memory` and `detail` in every patch of the finest stage"
     coarse, fine = ((d - mean) / spread for d, (mean, spread) in zip((distances, details), scales))
-    return F.softplus(at_size(coarse, fine.shape[-2:]) + DETAIL_WEIGHT * fine)
-
-
-def at_size(maps: torch.Tensor, size: tuple) -> torch.Tensor:  # (B, h, w) -> (B, *size)
-    "Maps on another grid"
-    return resized(maps[:, None], size)[:, 0]
+    on_fine = resized(coarse[:, None], fine.shape[-2:])[:, 0]
+    return F.softplus(on_fine + DETAIL_WEIGHT * fine)
 
 # %% ../../nbs/methods/21_cove.ipynb #fe6f42bd
 def predict_cove(
