@@ -55,13 +55,15 @@ def resize_last(
     pixels: torch.Tensor,  # (..., n), whole numbers in [0, 255]
     n: torch.Tensor,  # int64
     size: int,
+    rows: torch.Tensor | None = None,  # int64, how many of the last axis but one to keep; None: all
 ) -> torch.Tensor:  # (..., size) float32, whole numbers
     "Resize the last axis"
     upper, lower = [], []
     for first in range(0, size, GROUP):
         outputs = first, min(first + GROUP, size)
         low, high = needed(n, size, outputs)
-        sums = pixels[..., low:high].float() @ triangle_weights(n, size, outputs, (low, high)).T
+        part = pixels[..., low:high] if rows is None else pixels[..., low:high][..., :rows, :]
+        sums = part.float() @ triangle_weights(n, size, outputs, (low, high)).T
         upper.append(sums[..., : outputs[1] - first])
         lower.append(sums[..., outputs[1] - first :])
     carried = torch.floor(torch.cat(lower, -1) / HALF)
@@ -78,11 +80,13 @@ def turns_tall_photos() -> bool:
 
 def rows_then_columns(
     planes: torch.Tensor,  # (3, H, W), numbers in [0, 255]
+    height: torch.Tensor,  # int64, of the part that is looked at, at the upper left
+    width: torch.Tensor,  # int64
     size: int,
 ) -> torch.Tensor:  # (3, size, size) float32, whole numbers
     "Resize to a square"
-    _, height, width = shape_as_tensor(planes)
-    return resize_last(resize_last(planes, width, size).transpose(1, 2), height, size).transpose(1, 2)
+    narrow = resize_last(planes, width, size, height)
+    return resize_last(narrow.transpose(1, 2), height, size).transpose(1, 2)
 
 # %% ../../nbs/detector/onnx_resize.ipynb #967648c2
 class PhotoResize(nn.Module):
@@ -99,12 +103,14 @@ class PhotoResize(nn.Module):
     ) -> torch.Tensor:  # (1, 3, size, size) float32, whole numbers in [0, 255]
         "As this version of Pillow does"
         planes = photo.permute(2, 0, 1)
-        if not self.turns:
-            return rows_then_columns(planes, self.size)[None]
         height, width, _ = shape_as_tensor(photo)
+        if not self.turns:
+            return rows_then_columns(planes, height, width, self.size)[None]
         tall = (height > self.size) & (height - self.size > 2 * (width - self.size))
-        h, w = (torch.where(tall, torch.ones_like(side), side) for side in (height, width))
-        wide = rows_then_columns(planes[:, :h, :w], self.size)
-        h, w = (torch.where(tall, side, torch.ones_like(side)) for side in (height, width))
-        high = rows_then_columns(planes[:, :h, :w].transpose(1, 2), self.size).transpose(1, 2)
+        one = torch.ones_like(height)
+        h, w = (torch.where(tall, one, side) for side in (height, width))
+        wide = rows_then_columns(planes, h, w, self.size)
+        h, w = (torch.where(tall, side, one) for side in (height, width))
+        turned = planes[..., :w][:, :h].transpose(1, 2)
+        high = rows_then_columns(turned, w, h, self.size).transpose(1, 2)
         return torch.where(tall, high, wide)[None]
