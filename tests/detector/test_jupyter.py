@@ -552,7 +552,7 @@ def test_without_ipywidgets(detector, labelled, monkeypatch):
 
 
 def test_stored_notebooks_hold_no_widgets():
-    for path in (REPO / "nbs/detector/widgets.ipynb", REPO / "nbs/tutorials/your_own_images.ipynb"):
+    for path in (REPO / "nbs/detector/widgets.ipynb", *(REPO / "nbs/tutorials").glob("*.ipynb")):
         nb = json.loads(path.read_text(encoding="utf-8"))
         assert "widgets" not in nb["metadata"] and not [
             o
