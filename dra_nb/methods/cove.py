@@ -178,12 +178,15 @@ def judge_views(learnt: dict) -> dict:
     return kept | dict(slope=fit.slope, mean=fit.mean, deviation=fit.deviation, trust=weights)
 
 # %% ../../nbs/methods/21_cove.ipynb #3187f2be
-def check_normals(number: int):
+def check_normals(
+    number: int,
+    remedy: str = "add normal images, or hold fewer out",  # what to do if there are too few
+):
     "Refuse too few normals to calibrate with"
     if number < 2 * FOLDS:
         raise DraError(
             f"cove calibrates its views on normals that it leaves out and needs at least {2 * FOLDS} of them; "
-            f"there are {number}. Add normal images, or raise the setting calibrated"
+            f"it has {number} to learn from: {remedy}"
         )
 
 # %% ../../nbs/methods/21_cove.ipynb #608e46b4
@@ -392,7 +395,7 @@ def cove(
 ) -> Cove:
     "COVE on any registered backbone"
     check_at_least_one(memory_size=memory_size, pool=pool)
-    check_normals(calibrated)
+    check_normals(calibrated, "raise the setting calibrated")
     if not shrinkage > 0:
         raise DraError(f"shrinkage of covariances must be above 0, not {shrinkage}; 0.1 is the default")
     settings = dict(memory_size=memory_size, pool=pool, calibrated=calibrated, shrinkage=shrinkage)
