@@ -178,10 +178,7 @@ def judge_views(learnt: dict) -> dict:
     return kept | dict(slope=fit.slope, mean=fit.mean, deviation=fit.deviation, trust=weights)
 
 # %% ../../nbs/methods/21_cove.ipynb #3187f2be
-def check_normals(
-    number: int,
-    remedy: str = "add normal images, or hold fewer out",  # what to do if there are too few
-):
+def check_normals(number: int, remedy: str = "add normal images, or hold fewer out"):
     "Refuse too few normals to calibrate with"
     if number < 2 * FOLDS:
         raise DraError(
