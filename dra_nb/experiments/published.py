@@ -57,6 +57,7 @@ METHOD_TITLES = {
     "dra_retrained": "DRA, trained again",
     "devnet_retrained": "DevNet, trained again",
     "ahl": "AHL (DRA)",
+    "cove": "COVE",
 }
 
 
