@@ -58,9 +58,14 @@ def with_anchors(cell):
     return cell | {"source": source.splitlines(keepends=True)}
 
 
+def with_pictures(text):
+    "Text of a paper notebook or a table, whose pictures lie where the gallery has them"
+    return re.sub(r"\]\((\w+\.png)\)", r"](/_static/gallery/\1)", text)
+
+
 def copy_notebook(file, target):
     "One notebook as the site shows it"
-    notebook = json.loads(file.read_text(encoding="utf-8"))
+    notebook = json.loads(with_pictures(file.read_text(encoding="utf-8")))
     cells = [c for c in notebook["cells"] if is_shown(c)]
     notebook["cells"] = [without_directives(c) if c["cell_type"] == "code" else with_anchors(c) for c in cells]
     notebook["metadata"] = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -240,7 +245,7 @@ def write_gallery():
     lines += ["</div>", ""]
     tables = made("*.md")
     for table in tables:
-        text = re.sub(r"^#+ ", "", table.read_text(encoding="utf-8"), flags=re.M)
+        text = with_pictures(re.sub(r"^#+ ", "", table.read_text(encoding="utf-8"), flags=re.M))
         (SOURCE / "gallery" / table.name).write_text(f"# {table.stem}\n\n{text}", encoding="utf-8")
     lines.append(toctree([f"gallery/{t.stem}" for t in tables], "Tables"))
     (SOURCE / "gallery.md").write_text("\n".join(lines), encoding="utf-8")

@@ -347,8 +347,9 @@ def test_parameters_are_checked_by_name_and_type(values):
     accepted = survives(
         lambda: paper_notebooks.check_parameters(paper_notebooks.notebook_path("table1_general"), values) or True
     )
-    lists = ("datasets", "methods", "shots", "seeds")
-    assert bool(accepted) == all(k in NAMES and type(v) is (list if k in lists else str) for k, v in values.items())
+    kinds = dict.fromkeys(NAMES, str) | dict.fromkeys(("datasets", "methods", "shots", "seeds"), list)
+    kinds |= dict(recorded=bool)
+    assert bool(accepted) == all(type(v) is kinds.get(k) for k, v in values.items())
 
 
 LITERALS = st.text(max_size=20) | st.recursive(

@@ -146,7 +146,7 @@ def wood():
     return catalog, open_store(catalog, 40, progress=False), make_split(catalog, shots=10, seed=2, category="wood")
 
 
-LEARN_LATE = ("deep_sad", "flos", "kdad", "multiclass")  # find a hole after 100 steps, the others after 50
+LEARN_LATE = ("deep_sad", "flos", "kdad", "multiclass", "saoe")  # find a hole after 100 steps, the others after 50
 
 
 @pytest.mark.slow
