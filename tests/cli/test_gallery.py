@@ -121,6 +121,7 @@ def verdicts(page):
 def test_it_fits_and_asks_for_nothing_from_elsewhere(page, out, width):
     opened(page, out, width)
     assert page.js("document.documentElement.scrollWidth") <= width
+    page.wait("[...document.images].some(i => i.complete && i.src.includes('gallery/'))", 30)
     seen = page.js(
         "[...document.images].filter(i => i.complete && i.src.includes('gallery/')).map(i => i.naturalWidth)"
     )
