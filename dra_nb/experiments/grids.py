@@ -321,8 +321,9 @@ def study_context(
 def keep_recorded(study: Study) -> None:
     "Leave out the runs that have no record; raise NothingToRun if none has one"
     name = study.artefact.name
-    done = [spec for spec in study.specs if study.runs.done(spec, study.artefact.features)]
-    left = [spec for spec in study.specs if spec not in done]
+    done, left = [], []
+    for spec in study.specs:
+        (done if study.runs.done(spec, study.artefact.features) else left).append(spec)
     if left and not done:
         raise NothingToRun(f"{name} has nothing to draw: none of its {len(left)} runs has a record. Run it first")
     if left:

@@ -326,7 +326,7 @@ def check_size(method: Method, fine: torch.Size):  # (h, w) of the finest grid
     known, found = len(method.fitted_places), fine.numel()
     if found != known:
         raise DraError(
-            f"fitted on images of {known} patches, these have {found}: scale them to that size, or fit again"
+            f"cove was fitted on images of {known} patches, these have {found}: scale them to that size, or fit again"
         )
 
 
