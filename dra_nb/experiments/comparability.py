@@ -64,6 +64,9 @@ def differences(specs: list) -> Iterator[str]:
     outliers = {s.settings["outliers"] for s in specs if "outliers" in s.settings} - {"mvtec", "lag"}
     if outliers:
         yield f"The outliers of SAOE are {', '.join(sorted(outliers))}, in the paper MVTec AD or LAG"
+    whole = {s.backbone for s in specs if s.method == "cove"} - {s.backbone for s in specs if s.method != "cove"}
+    if whole and any(s.method != "cove" for s in specs):
+        yield f"COVE looks at all stages: {', '.join(sorted(whole))}"
     if frozen_note(specs):
         yield frozen_note(specs)
 

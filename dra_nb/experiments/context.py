@@ -11,9 +11,10 @@ from functools import lru_cache
 
 import pandas as pd
 
-from ..core import is_interactive
+from ..core import DraError, is_interactive
 from ..data.contents import files_state
 from ..data.datasets import load_catalog
+from ..data.imperfect import Imperfection, imperfect
 from ..data.outliers import Outliers, outlier_rows
 from ..data.protocols import cross_domain, make_split
 from ..data.store import open_store
@@ -71,9 +72,13 @@ def cached_store(
 def run_splits(spec: RunSpec, context: RunContext) -> tuple:
     "The Splits of a spec, one for each training; the last one holds the test set"
     catalog = cached_catalog(spec.dataset, context.data)
-    if spec.protocol == "cross_domain":
-        return cross_domain(catalog, spec.source, spec.category, spec.shots, spec.seed)
-    return (make_split(catalog, spec.protocol, spec.known_class, spec.shots, spec.seed, category=spec.category),)
+    worse = Imperfection(spec.normals, spec.mislabelled, spec.contamination)
+    if spec.protocol != "cross_domain":
+        split = make_split(catalog, spec.protocol, spec.known_class, spec.shots, spec.seed, category=spec.category)
+        return (imperfect(split, catalog, worse, spec.seed),)
+    if any(worse):
+        raise DraError("normals, mislabelled and contamination are for the general and the hard setting alone")
+    return cross_domain(catalog, spec.source, spec.category, spec.shots, spec.seed)
 
 
 def run_outliers(spec: RunSpec, method: Method, context: RunContext) -> Outliers | None:

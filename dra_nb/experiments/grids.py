@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WeightIds', 'TableCell', 'make_spec', 'expected_table', 'failure_of', 'Study', 'select_rows', 'select_columns',
-           'column_seeds', 'dataset_specs', 'NothingToRun', 'study_datasets', 'add_specs', 'add_parts',
+           'column_seeds', 'column_shots', 'dataset_specs', 'NothingToRun', 'study_datasets', 'add_specs', 'add_parts',
            'check_runnable', 'fill_study', 'Plans', 'plans', 'profile_with', 'study_context', 'keep_recorded', 'plan']
 
 # %% ../../nbs/experiments/grids.ipynb #e20cd527
@@ -77,7 +77,7 @@ def make_spec(
 ) -> RunSpec:
     "The run of a cell at a profile"
     entry = load_methods()[variant.method]
-    backbone = profile.backbone
+    backbone = profile.backbones.get(variant.method, profile.backbone)
     if weights.source == "imagenet" and entry.backbone and not profile.frozen:
         backbone = entry.backbone
     return RunSpec(
@@ -95,6 +95,7 @@ def make_spec(
         weights=weights.id(backbone),
         source=cell.source,
         training_seed=cell.seed + _AGAIN if variant.retrained else -1,
+        **variant.worse,
     )
 
 # %% ../../nbs/experiments/grids.ipynb #ce8ee850
@@ -181,6 +182,11 @@ def column_seeds(column: str, artefact: Artefact, profile: Profile, only: Select
     seeds = only.seeds or (profile.seeds[:3] if column in profile.slow else profile.seeds)
     return seeds[:1] if artefact.few else seeds
 
+
+def column_shots(column: str, artefact: Artefact, profile: Profile, only: Selection) -> tuple:
+    "The numbers of given anomalies of a column: those asked for, else its own, those of the artefact or of the profile"
+    return only.shots or artefact.shots_of.get(column) or artefact.shots or profile.shots
+
 # %% ../../nbs/experiments/grids.ipynb #6fd51cc5
 def dataset_specs(
     study: Study,
@@ -197,9 +203,9 @@ def dataset_specs(
     rows = select_rows(artefact_rows(artefact, dataset, study.context.data), categories, known_classes)
     if artefact.few:
         rows = rows[:2]
-    shots = only.shots or artefact.shots or profile.shots
     columns = select_columns(artefact, profile, rows, only.methods)
-    for row, n, name in product(rows, shots, columns):
+    cells = [(n, name) for name in columns for n in column_shots(name, artefact, profile, only)]
+    for row, (n, name) in product(rows, cells):
         source = name.removeprefix("dra_from_") if name.startswith("dra_from_") else ""
         if source and source == row.category:
             continue

@@ -6,7 +6,7 @@
 __all__ = ['PROFILES', 'Profile']
 
 # %% ../../nbs/experiments/profiles.ipynb #47a77414
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..methods.schedule import Schedule
 
@@ -25,6 +25,7 @@ class Profile:
     batch: int | None = None  # images per step
     weights: str = "imagenet"  # default weights; "none": random
     backbone: str = "resnet18"
+    backbones: dict = field(default_factory=dict)  # of methods that do not have that of all, by name
     frozen: bool = False  # train heads alone, see methods.frozen
     categories: tuple = ()  # (): all
     known_classes: tuple = ()  # of the hard setting; (): all
@@ -44,6 +45,7 @@ _OVER_A_MINUTE = (
     *("dra_cp_scar", "dra_cp_mix", "dra_mvtec", "dra_retrained"),
     *(f"dra_from_{material}" for material in ("metal", "tiles", "weave", "wood")),
 )
+_ALL_STAGES = {"cove": "efficientnet_lite0"}
 _ON_CPU = {
     "cpu": Profile(
         ("elpv", "brainmri", "aitex", "mvtec"),
@@ -53,6 +55,7 @@ _ON_CPU = {
         steps=20,
         batch=48,
         backbone="efficientnet_lite0_stage4",
+        backbones=_ALL_STAGES,
         frozen=True,
         slow=_OVER_A_MINUTE,
     ),
@@ -78,6 +81,7 @@ PROFILES = {
         steps=20,
         batch=48,
         backbone="efficientnet_lite0_stage4",
+        backbones=_ALL_STAGES,
         frozen=True,
         categories=("weave", "wood"),
         known_classes=("color",),

@@ -14,7 +14,13 @@ from ..core import DraError, choose
 from ..methods.schedule import Schedule
 
 # %% ../../nbs/experiments/spec.ipynb #f45e9ac8
-_ADDED = {"source": "", "training_seed": -1}  # fields that older records do not have -> default
+_ADDED = {
+    "source": "",
+    "training_seed": -1,
+    "normals": 0,
+    "mislabelled": 0,
+    "contamination": 0.0,
+}  # fields that older records do not have -> default
 
 
 def spec_key(spec: object) -> str:  # of a RunSpec
@@ -29,8 +35,14 @@ def spec_title(spec: object) -> str:  # of a RunSpec
     known = f"known={spec.known_class}" if spec.known_class else ""
     source = f"from {spec.source}" if spec.source else ""
     where = " ".join(filter(None, [spec.dataset, spec.category, known, source]))
-    trained = f", trained with seed {spec.training_seed}" if spec.training_seed >= 0 else ""
-    return f"{spec.method} on {where}, {spec.shots}-shot, seed {spec.seed}{trained}"
+    worse = {
+        f", trained with seed {spec.training_seed}": spec.training_seed >= 0,
+        f", {spec.normals} normals": spec.normals,
+        f", {spec.mislabelled} given mislabelled": spec.mislabelled,
+        f", {spec.contamination:.0%} of the normals anomalies": spec.contamination,
+    }
+    what = f"{spec.method} on {where}, {spec.shots}-shot, seed {spec.seed}"
+    return what + "".join(text for text, said in worse.items() if said)
 
 # %% ../../nbs/experiments/spec.ipynb #e0ddcf7c
 @dataclass(frozen=True)
@@ -51,6 +63,9 @@ class RunSpec:
     weights: str = "none"  # `weights_id` of the backbone's initial weights
     source: str = ""  # cross_domain: category that is trained on before `category` is tuned on
     training_seed: int = -1  # of weights, batches and augmentation; -1: `seed`
+    normals: int = 0  # this and the next two: see `data.imperfect.Imperfection`
+    mislabelled: int = 0
+    contamination: float = 0.0
 
     @property
     def seed_of_training(self) -> int:

@@ -19,8 +19,9 @@ class Variant(NamedTuple):
     method: str  # registered
     settings: dict  # where they differ from the method's defaults
     retrained: bool = False  # the same split, trained with another seed
+    worse: dict = {}  # what is made worse about the training set: fields of `Imperfection`
 
-
+# %% ../../nbs/experiments/variants.ipynb #b4c09e7d
 _HEADS = {
     "dra1a": ["seen"],
     "dra2a": ["seen", "pseudo"],
@@ -44,6 +45,11 @@ VARIANTS = {
     "ahl_devnet": Variant("ahl", {"base": "devnet"}),
     "dra_retrained": Variant("dra", {}, True),
     "devnet_retrained": Variant("devnet", {}, True),
+    "cove_plain": Variant("cove", {"calibration": "plain"}),
+    "cove_raw": Variant("cove", {"calibration": "none"}),
+    **{f"cove_n{n}": Variant("cove", {}, worse={"normals": n}) for n in (10, 30, 100, 300, 1000)},
+    **{f"cove_mislabelled{n}": Variant("cove", {}, worse={"mislabelled": n}) for n in (1, 2)},
+    **{f"cove_contaminated{n}": Variant("cove", {}, worse={"contamination": n / 100}) for n in (1, 5, 10)},
 }
 
 # %% ../../nbs/experiments/variants.ipynb #42db5474
@@ -60,11 +66,11 @@ def find_variant(
     if name.startswith("dra_from_"):
         return Variant("dra", frozen)
     choose("method", name, [*load_methods(), *VARIANTS])
-    method, settings, retrained = VARIANTS.get(name, Variant(name, {}))
+    method, settings, retrained, worse = VARIANTS.get(name, Variant(name, {}))
     medical = profile.medical if dataset in MEDICAL else ""
     if METHODS[method].needs_outliers:
         settings = settings | {"outliers": medical or profile.outliers}
     if medical and method in ("dra", "multiclass") and settings.get("heads") != ["seen"]:
         settings = {"pseudo_source": medical} | settings
     default = ("pseudo_source", "cutmix")
-    return Variant(method, {k: v for k, v in settings.items() if (k, v) != default} | frozen, retrained)
+    return Variant(method, {k: v for k, v in settings.items() if (k, v) != default} | frozen, retrained, worse)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VIEWS', 'TAUGHT_BY_NORMALS', 'DETAIL_WEIGHT', 'Normals', 'remember_normals', 'compare_normals', 'compare_given',
            'taught_by_normals', 'taught_by_given', 'not_taught', 'judge_views', 'check_normals', 'patch_scales',
-           'buffers_of', 'teach_all', 'fit_cove', 'view_scores', 'evidence_map', 'predict_cove', 'GridMethod',
-           'check_size', 'check_complete', 'Cove', 'cove']
+           'buffers_of', 'teach_all', 'fit_cove', 'view_scores', 'evidence_map', 'predict_cove', 'check_size',
+           'check_complete', 'Cove', 'cove']
 
 # %% ../../nbs/methods/21_cove.ipynb #225bd2cf
 from typing import NamedTuple
@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..core import DraError
+from ..core import DraError, choose
 from .base import Method, Prediction
 from dra_nb.methods.cove_calibration import (
+    CALIBRATIONS,
     Calibration,
     calibrate,
     evidence,
@@ -36,10 +37,8 @@ from dra_nb.methods.cove_views import (
     Patches,
     Pool,
     by_place,
-    cove_levels,
     farthest,
     gaussians,
-    grid_level,
     held_out_by_place,
     held_out_shapes,
     joined_looks,
@@ -55,8 +54,9 @@ from dra_nb.methods.cove_views import (
     teach,
 )
 from .frozen import freeze
+from .grid_method import GridMethod
 from .multiscale import resized
-from .patchcore import check_at_least_one, cut_after, level_encoder
+from .patchcore import check_at_least_one
 from .registry import register_method
 from .schedule import Schedule
 from ..models.memory_bank import full_precision
@@ -166,11 +166,11 @@ def not_taught(learnt: dict) -> dict:  # name -> tensor
     return learnt | dict(residual=zero, direction=zero.clone(), normals=scores, given=scores[:0])
 
 # %% ../../nbs/methods/21_cove.ipynb #2181ef97
-def judge_views(learnt: dict) -> dict:
-    "Calibration and trust of what `teach_views` found, beside what it learnt"
+def judge_views(learnt: dict, conditional: bool) -> dict:  # name -> tensor
+    "Calibration and trust of what the views say, beside what they learnt"
     codes = ((learnt["pooled_normals"] - learnt["center"]) / learnt["scale"]) @ learnt["axes"]
     local = local_means(codes, codes, learnt["normals"], own=True)
-    fit = calibrate(learnt["normals"], local)
+    fit = calibrate(learnt["normals"], local, conditional)
     theirs = ((learnt["pooled_given"] - learnt["center"]) / learnt["scale"]) @ learnt["axes"]
     given = fit(learnt["given"], local_means(theirs, codes, learnt["normals"]))
     weights = trust(given, fit(learnt["normals"], local), TAUGHT_BY_NORMALS)
@@ -207,16 +207,21 @@ def buffers_of(normals: Normals, learnt: dict) -> dict:  # name -> tensor
     )
 
 # %% ../../nbs/methods/21_cove.ipynb #a2292cd1
-def teach_all(normals: Normals, given: Look | None, shrinkage: float) -> dict:  # name -> tensor
+def teach_all(
+    method: Method,  # with `shrinkage` and `calibration`
+    normals: Normals,
+    given: Look | None,
+) -> dict:  # name -> tensor
     "Teach and judge the views"
-    learnt = taught_by_normals(normals.look, shrinkage)
+    learnt = taught_by_normals(normals.look, method.shrinkage)
     pooled = normals.look.pooled[:0]
     if given is None:
         learnt = not_taught(learnt)
     else:
         pooled = given.pooled
-        learnt = taught_by_given(normals.look, given, learnt, shrinkage)
-    judged = judge_views(learnt | dict(pooled_normals=normals.look.pooled, pooled_given=pooled))
+        learnt = taught_by_given(normals.look, given, learnt, method.shrinkage)
+    looks = dict(pooled_normals=normals.look.pooled, pooled_given=pooled)
+    judged = judge_views(learnt | looks, method.calibration == "conditional")
     return buffers_of(normals, learnt | judged)
 
 
@@ -227,7 +232,7 @@ def fit_cove(method: Method, data) -> dict:  # name -> tensor
     if len(data.split.given):
         given = compare_given(method, data, data.split.given, normals)
     with full_precision(normals.look.pooled):
-        return teach_all(normals, given, method.shrinkage)
+        return teach_all(method, normals, given)
 
 # %% ../../nbs/methods/21_cove.ipynb #e71c23b4
 def view_scores(
@@ -276,49 +281,13 @@ def predict_cove(
     fit = Calibration(method.fitted_slope, method.fitted_mean, method.fitted_deviation)
     local = local_means(pooled @ method.fitted_axes, method.fitted_codes, method.fitted_scores)
     scores = view_scores(method, pooled, near, logits, details, places)
-    found = evidence(fit(scores, local), method.fitted_trust)
-    heads = dict(zip(VIEWS, found.unbind(1)))
+    if method.calibration != "none":
+        scores = evidence(fit(scores, local), method.fitted_trust)
+    heads = dict(zip(VIEWS, scores.unbind(1)))
     if sizes is None:
         return Prediction.from_heads(heads)
     maps = [d.unflatten(1, size) for d, size in zip((near.distances, details), sizes)]
     return Prediction.from_heads(heads, evidence_map(*maps, method.fitted_distance_scales))
-
-# %% ../../nbs/methods/21_cove.ipynb #62570ac9
-class GridMethod(Method):
-    "A method without gradient steps that looks at patches on two grids, with a backbone that does not learn"
-
-    needs_steps = False
-
-    def __init__(self, backbone: Backbone, levels: tuple):  # pixels per patch of the stages, see `cove_levels`
-        super().__init__()
-        self.levels = cove_levels(backbone, tuple(levels))
-        self.grid = [r for r in backbone.stage_reductions if r in self.levels].index(grid_level(self.levels))
-        self.min_size = self.levels[-1]
-        self.backbone = cut_after(backbone, self.levels[-1]).requires_grad_(False)
-        self.train()
-
-    def encoder(self):
-        return level_encoder(self.backbone, self.levels)
-
-    def stages(self, schedule):
-        return []
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        self.backbone.eval()
-        return self
-
-    def maps_and_sizes(self, images) -> tuple[list, list]:
-        "Feature maps (B, C_j, h_j, w_j) of images (B, 3, H, W); the sizes (h, w) of the grid and of the finest stage"
-        maps = list(self.encoded(images))
-        return maps, [maps[self.grid].shape[-2:], maps[0].shape[-2:]]
-
-    def patches(self, images) -> Patches:
-        "Features of every patch of images (B, 3, H, W)"
-        return patches_of(*self.maps_and_sizes(images))
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        return self.patches(images).grid.mean(1)
 
 # %% ../../nbs/methods/21_cove.ipynb #758395ce
 def check_size(method: Method, fine: torch.Size):  # (h, w) of the finest grid
@@ -342,12 +311,13 @@ class Cove(GridMethod):
     optional_anomalies = True
     fitted_buffers = ("fitted_",)
 
-    def __init__(self, backbone: Backbone, levels=(), *, memory_size=1000, pool=60_000, calibrated=1000, shrinkage=0.1):
+    def __init__(self, backbone: Backbone, levels: tuple, *, memory_size, pool, calibrated, shrinkage, calibration):
         super().__init__(backbone, levels)
         self.memory_size = memory_size
         self.pool = pool
         self.calibrated = calibrated
         self.shrinkage = shrinkage
+        self.calibration = calibration
 
     @torch.no_grad()
     def finish(self, data):
@@ -365,7 +335,7 @@ class Cove(GridMethod):
     def predict(self, images: torch.Tensor, maps: bool = False) -> Prediction:
         "Contribution of each view; map: what `memory` and `detail` say of every patch"
         if not hasattr(self, "fitted_memory"):
-            raise DraError("this method has not seen normals yet: train it (`fit` calibrates its views) first")
+            raise DraError("this method has not seen normals yet: train it with `fit` first")
         encoded, sizes = self.maps_and_sizes(images)
         check_size(self, sizes[1])
         with full_precision(encoded[0]):
@@ -383,18 +353,20 @@ class Cove(GridMethod):
 def cove(
     backbone: Backbone,
     *,
-    levels: tuple = (),  # pixels per patch of the stages; (): 8, 16 and 32 where the backbone has them
+    levels: tuple = (),  # pixels per patch of the stages; (): see `cove_levels`
     memory_size: int = 1000,  # patches of normals kept at most in each memory: time of scoring
     pool: int = 60_000,  # patches that each is chosen from, at most: time and memory of training
     calibrated: int = 1000,  # normals that calibrate the views, at most: memory of training
     shrinkage: float = 0.1,  # of covariances towards a multiple of the identity, above 0
-    frozen: bool = False,  # keep the features of all images, for other runs: see methods.feature_store
+    calibration: str = "conditional",  # one of `CALIBRATIONS`; the others are for ablations
+    frozen: bool = False,  # keep the features of all images, see methods.feature_store
 ) -> Cove:
     "COVE on any registered backbone"
     check_at_least_one(memory_size=memory_size, pool=pool)
     check_normals(calibrated, "raise the setting calibrated")
     if not shrinkage > 0:
         raise DraError(f"shrinkage of covariances must be above 0, not {shrinkage}; 0.1 is the default")
-    settings = dict(memory_size=memory_size, pool=pool, calibrated=calibrated, shrinkage=shrinkage)
-    method = Cove(backbone, levels, **settings)
+    choose("calibration", calibration, CALIBRATIONS)
+    sizes = dict(memory_size=memory_size, pool=pool, calibrated=calibrated)
+    method = Cove(backbone, levels, **sizes, shrinkage=shrinkage, calibration=calibration)
     return freeze(method, method.bank_size) if frozen else method
