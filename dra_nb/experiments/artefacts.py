@@ -198,11 +198,10 @@ _OF_COVE = (
     Artefact(
         "successor",
         "successor",
-        "COVE, its calibrated scores against raw ones and against a calibration without regard to neighbours: AUROC "
-        "under the general and the hard setting",
+        "COVE beside others, and without its calibration: AUROC under the general and the hard setting",
         ("table1", "table2"),
         ("general", "hard"),
-        ("cove", "cove_plain", "cove_raw"),
+        ("patchcore", "devnet", "dra", "cove", "cove_plain", "cove_raw"),
         shots=(),
     ),
     Artefact(

@@ -81,6 +81,7 @@ def size_note(
     seeds = "1 seed" if number == 1 else f"{number} seeds"
     weights = "random weights" if s.weights == "none" else f"weights {s.weights}"
     steps = f"{s.schedule.epochs} x {s.schedule.steps} steps of {s.schedule.batch} images"
+    steps = steps if s.schedule.epochs else "no gradient steps"
     return f"Profile {profile}: {s.image_size} px, {steps}, {seeds}, {s.backbone} from {weights}"
 
 
@@ -96,7 +97,7 @@ def notes(
     published: set,  # datasets with published values beside ours
 ) -> list:
     "Sentences for a caption: size and weights of the runs, comparability, differences"
-    own = [s for s in specs if s.method not in ("kdad", "patchcore") and s.dataset not in MEDICAL]
+    own = [s for s in specs if s.method not in ("kdad", "patchcore", "cove") and s.dataset not in MEDICAL]
     beside = bool({s.dataset for s in specs} & published)
     warning = [NOT_COMPARABLE] if beside and not all(map(is_comparable, own)) else []
     return [size_note(specs, profile), *warning, *differences(specs)]

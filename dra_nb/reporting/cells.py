@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'short_error', 'check_unique', 'match_runs', 'class_means', 'over_seeds', 'beside', 'compare_runs',
-           'seed_values', 'compare_study']
+           'seed_values', 'compare_study', 'with_runs']
 
 # %% ../../nbs/reporting/cells.ipynb #f5a96f57
 import re
@@ -220,3 +220,11 @@ def compare_study(
         more = dict(within=within_run(*parts), types=within_types(*parts))
     published = study.artefact.published()
     return compare_runs(study.results(), study.expected(), published, study.failures(), **more)
+
+# %% ../../nbs/reporting/cells.ipynb #6e20d9f7
+def with_runs(
+    compared: pd.DataFrame,  # from `compare_runs`
+) -> pd.DataFrame:
+    "The rows of which at least one cell has all its runs"
+    missing = compared.groupby(["dataset", "category", "known_class"], sort=False).missing.transform("min")
+    return compared[missing == 0].reset_index(drop=True)

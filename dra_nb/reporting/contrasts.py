@@ -41,6 +41,13 @@ def _lead(shots, other, difference):
     return dict(zip(_LEADS, (shots, method_title(other), difference.mean(), difference.std() / n**0.5, ahead, n)))
 
 
+def _beside_each(results, method):
+    "The runs; those of methods that are given none stand beside each number of given anomalies that `method` has"
+    none = results.groupby("method").shots.transform("max") == 0
+    shots = set(results.shots[results.method == method])
+    return pd.concat([results[~none], *(results[none].assign(shots=n) for n in sorted(shots))])
+
+# %% ../../nbs/reporting/contrasts.ipynb #b93e60f5
 def paired_difference(
     results: pd.DataFrame,  # one row per finished run
     method: str = "dra",  # whose lead is asked for
@@ -48,7 +55,8 @@ def paired_difference(
     "Lead of one method over each other on the same rows and seeds, in AUROC"
     if results.empty or method not in set(results.method):
         return pd.DataFrame(columns=_LEADS)
-    wide = results.set_index([*[k for k in KEYS if k != "method"], "seed", "method"]).auroc.unstack("method")
+    runs = _beside_each(results, method)
+    wide = runs.set_index([*[k for k in KEYS if k != "method"], "seed", "method"]).auroc.unstack("method")
     rows = []
     for shots, t in wide.groupby("shots"):
         for other in wide.columns.drop(method):
