@@ -18,7 +18,8 @@ PYTEST    := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 reproduce: $(VENV)/.notebooks
 	$(BIN)/dra_nb reproduce $(ARTEFACTS) --profile $(PROFILE) --out $(OUT) $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
-test: $(VENV)/.dev check notebooks
+test: $(VENV)/.dev check
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/notebooks.py --fast
 	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.dev check notebooks

@@ -1,4 +1,7 @@
-"Run all notebooks as nbdev_test does, in two processes, the long ones first; then say which took how long."
+"""Run all notebooks as nbdev_test does, in two processes, the long ones first; then say which took how long.
+
+With --fast the long ones are left out.
+"""
 
 import sys
 import time
@@ -20,18 +23,20 @@ LONG = (  # some of a minute: first, so that no process is left alone with one o
 )
 
 
-def in_order(files, nbs):
-    "The long ones, then the others by name, those beside a file `.notest` left out"
+def in_order(files, nbs, fast=False):
+    "The long ones, if not only the fast ones are asked for, then the others by name; none beside a file `.notest`"
     names = {f: f.relative_to(nbs).with_suffix("").as_posix() for f in files if not (f.parent / ".notest").exists()}
     missing = [name for name in LONG if name not in names.values()]
     if missing:
         raise SystemExit(f"no notebooks {', '.join(missing)}: correct LONG in {__file__}")
+    if fast:
+        return sorted(f for f in names if names[f] not in LONG)
     return sorted(names, key=lambda f: (LONG.index(names[f]) if names[f] in LONG else len(LONG), names[f]))
 
 
 def main():
     config, start = get_config(), time.perf_counter()
-    files = in_order([f.absolute() for f in nbglob(as_path=True)], config.nbs_path.absolute())
+    files = in_order([f.absolute() for f in nbglob(as_path=True)], config.nbs_path.absolute(), "--fast" in sys.argv[1:])
     how = dict(skip_flags=config.tst_flags.split(), do_print=True, basepath=config.config_path)
     results = parallel(test_nb, files, n_workers=2, pause=0.01, **how)
     for seconds, file in sorted(((t, f) for (_, t), f in zip(results, files)), reverse=True)[:20]:

@@ -148,7 +148,7 @@ def command(args, at=None, cache=None):
     from dra_nb.experiments.context import _open_store
     from dra_nb.experiments.profiles import PROFILES
 
-    study_commands.run_notebook = lambda *args, **kwargs: None
+    study_commands.run_notebooks = lambda *args: None
     study_commands.check_kernel = lambda: None
     if cache:
         os.environ["DRA_NB_CACHE"] = cache

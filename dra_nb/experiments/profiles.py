@@ -34,6 +34,7 @@ class Profile:
     cross: tuple = ("textures",)  # datasets of the cross-domain protocol (appendix C.3)
     precision: str = "fp32"  # of convolutions, where none is asked for
     slow: tuple = ()  # columns whose runs take minutes: the first three seeds alone
+    settings: dict = field(default_factory=dict)  # of methods that are made smaller, by name
 
     def schedule(self, own: Schedule) -> Schedule:
         "The schedule of a method at this size"
@@ -87,6 +88,7 @@ PROFILES = {
         known_classes=("color",),
         methods=("patchcore", "devnet", "flos", "dra"),
         outliers="textures",
+        settings={"ahl": dict(second=0.3, inner=1, history=1)},
     ),
     **_ON_CPU,
     "paper": Profile(

@@ -67,6 +67,7 @@ def find_variant(
         return Variant("dra", frozen)
     choose("method", name, [*load_methods(), *VARIANTS])
     method, settings, retrained, worse = VARIANTS.get(name, Variant(name, {}))
+    settings = profile.settings.get(method, {}) | settings
     medical = profile.medical if dataset in MEDICAL else ""
     if METHODS[method].needs_outliers:
         settings = settings | {"outliers": medical or profile.outliers}
