@@ -11,6 +11,25 @@ from conftest import dra_nb, mvtec_folder, python, refused, succeeded
 from toys import UNTRAINED
 
 
+@pytest.fixture
+def call(monkeypatch, tmp_path, capsys):
+    "Run the command in this process, in an empty folder: status, output, errors"
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        from dra_nb.cli.main import main
+
+        monkeypatch.setattr(sys, "argv", ["dra_nb", *map(str, args)])
+        try:
+            main()
+            status = 0
+        except SystemExit as e:
+            status = e.code or 0
+        return status, *capsys.readouterr()
+
+    return run
+
+
 @pytest.mark.parametrize(
     "command, options",
     [
@@ -34,10 +53,12 @@ from toys import UNTRAINED
         (["methods"], []),
     ],
 )
-def test_help(command, options):
-    done = succeeded(dra_nb(*command, "--help", COLUMNS=200, TERM="dumb", NO_COLOR=1))
-    assert "Usage: dra_nb" in done.stdout
-    assert [o for o in options if o not in done.stdout] == []
+def test_help(call, command, options, monkeypatch):
+    for name, value in dict(COLUMNS="200", TERM="dumb", NO_COLOR="1").items():
+        monkeypatch.setenv(name, value)
+    status, out, _ = call(*command, "--help")
+    assert status == 0 and "Usage: " in out
+    assert [o for o in options if o not in out] == []
 
 
 def test_help_needs_no_torch():
@@ -47,26 +68,7 @@ def test_help_needs_no_torch():
             "try: main()\nfinally: print('TORCH', 'torch' in sys.modules)"
         )
     )
-    assert "TORCH False" in done.stdout
-
-
-@pytest.fixture
-def call(monkeypatch, tmp_path, capsys):
-    "Run the command in this process, in an empty folder: status, output, errors"
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        from dra_nb.cli.main import main
-
-        monkeypatch.setattr(sys, "argv", ["dra_nb", *map(str, args)])
-        try:
-            main()
-            status = 0
-        except SystemExit as e:
-            status = e.code or 0
-        return status, *capsys.readouterr()
-
-    return run
+    assert "TORCH False" in done.stdout and "Usage: dra_nb" in done.stdout
 
 
 def test_methods(call):
@@ -78,8 +80,8 @@ def test_methods(call):
         assert entry.name in out and entry.title in out and entry.paper in out
 
 
-def test_datasets(call, tmp_path, monkeypatch):
-    from dra_nb.data.datasets import load_datasets
+def test_datasets(call, cache, tmp_path, monkeypatch):
+    from dra_nb.data.datasets import load_catalog, load_datasets
 
     monkeypatch.setenv("DRA_NB_CACHE", str(tmp_path / "cache"))  # an empty one
     status, out, _ = call("datasets")
@@ -88,6 +90,8 @@ def test_datasets(call, tmp_path, monkeypatch):
     for d in load_datasets().values():
         assert d.title in out and (not d.folder or d.where in out)
     mvtec_folder(tmp_path / "data" / "MVTec" / "carpet", n_train=3, n_test=2, classes={"hole": 2})
+    monkeypatch.setenv("DRA_NB_CACHE", str(cache))  # where the textures are drawn once for all tests
+    load_catalog("textures")
     status, out, _ = call("datasets", "--data", tmp_path / "data")
     assert status == 0
     assert "present: 3 train, 4 test images, 1 category(ies), anomaly classes: hole" in out
@@ -219,6 +223,7 @@ def test_a_crash_is_no_answer(call, monkeypatch):
     assert status == 2 and "Traceback" in err and "RuntimeError: out of luck" in err
 
 
+@pytest.mark.slow
 def test_real_process_refuses(tmp_path):
     message = refused(dra_nb("run", "textures", "--category", "weav", "--out", tmp_path / "out"))
     assert "Did you mean 'weave'?" in message and not (tmp_path / "out").exists()

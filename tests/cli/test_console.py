@@ -140,6 +140,7 @@ def test_scoring_stops_when_nobody_reads_its_lines(model, monkeypatch):
     assert end.value.code == 141 and len(seen) == 2
 
 
+@pytest.mark.slow  # the same without a process: test_a_list_that_nobody_reads
 def test_the_first_line_is_all_that_is_read(model):
     command = [sys.executable, "-c", COMMAND, "score", str(model), str(model.parent / "train/good"), "--device", "cpu"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
