@@ -80,7 +80,8 @@ def view_figure(
         sns.stripplot(**how, hue="row", size=4, jitter=0.22, palette="colorblind", legend=legend)
         sns.pointplot(**how, color="black", marker="|", markersize=12, linestyle="none", errorbar=None)
         ax.set(xlabel=titles[column], ylabel="")
-        ax.set_title(f"{shots_title(n)}", fontsize=8, loc="left")
+        ax.set_title(shots_title(n), fontsize=8, loc="left")
+        ax.locator_params(axis="x", nbins=4)
         ax.xaxis.label.set_size(8)
         ax.tick_params(labelsize=8)
         if column == "lost":
@@ -142,7 +143,8 @@ def robustness_figure(
         for row, line in part.groupby("row", sort=False):
             at = [order.index(c) for c in line.condition]
             ax.errorbar(at, line.auroc, line["std"], label=row, color=colors[row], marker="o", ms=3.5, lw=1, capsize=2)
-        ax.set_xticks(range(len(order)), order, fontsize=7, rotation=30 if panel == "wrong labels" else 0)
+        slant = dict(rotation=30, ha="right", rotation_mode="anchor") if panel == "wrong labels" else {}
+        ax.set_xticks(range(len(order)), order, fontsize=7, **slant)
         ax.set_xlabel(panel, fontsize=8)
         ax.tick_params(axis="y", labelsize=8)
     axes[0, 0].set_ylabel("AUROC", fontsize=8)
