@@ -186,6 +186,7 @@ COVE_LABELS = (
     "cove_contaminated5",
     "cove_contaminated10",
 )
+_CONTAMINATED = ("patchcore_contaminated1", "patchcore_contaminated5", "patchcore_contaminated10")
 _OF_COVE = (
     Artefact(
         "successor",
@@ -202,7 +203,7 @@ _OF_COVE = (
         "COVE by the number of given anomalies and of normals, and with wrong labels: AUROC under the general setting",
         ("table1",),
         ("general",),
-        ("cove", *COVE_NORMALS, *COVE_LABELS),
+        ("patchcore", "cove", *COVE_NORMALS, *COVE_LABELS, *_CONTAMINATED),
         shots_of={"cove": (0, 1, 2, 5, 10, 20)},
     ),
 )

@@ -62,9 +62,10 @@ METHOD_TITLES |= {
     "cove": "COVE",
     "cove_plain": "COVE, plain calibration",
     "cove_raw": "COVE, raw sum",
-    **{f"cove_n{n}": f"{n:,} normals" for n in (10, 30, 100, 300, 1000)},
-    **{f"cove_mislabelled{n}": f"{n} given mislabelled" for n in (1, 2)},
-    **{f"cove_contaminated{n}": f"{n} % of normals anomalous" for n in (1, 5, 10)},
+    **{f"cove_n{n}": f"COVE, {n:,} normals" for n in (10, 30, 100, 300, 1000)},
+    **{f"cove_mislabelled{n}": f"COVE, {n} given mislabelled" for n in (1, 2)},
+    **{f"cove_contaminated{n}": f"COVE, {n} % of normals anomalous" for n in (1, 5, 10)},
+    **{f"patchcore_contaminated{n}": f"PatchCore, {n} % of normals anomalous" for n in (1, 5, 10)},
 }
 
 # %% ../../nbs/experiments/published.ipynb #ea93d5b1

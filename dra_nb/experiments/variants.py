@@ -49,7 +49,11 @@ VARIANTS = {
     "cove_raw": Variant("cove", {"calibration": "none"}),
     **{f"cove_n{n}": Variant("cove", {}, worse={"normals": n}) for n in (10, 30, 100, 300, 1000)},
     **{f"cove_mislabelled{n}": Variant("cove", {}, worse={"mislabelled": n}) for n in (1, 2)},
-    **{f"cove_contaminated{n}": Variant("cove", {}, worse={"contamination": n / 100}) for n in (1, 5, 10)},
+    **{
+        f"{method}_contaminated{n}": Variant(method, {}, worse={"contamination": n / 100})
+        for method in ("cove", "patchcore")
+        for n in (1, 5, 10)
+    },
 }
 
 # %% ../../nbs/experiments/variants.ipynb #42db5474

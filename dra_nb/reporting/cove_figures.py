@@ -96,7 +96,7 @@ PANELS_OF_COVE = ("given anomalies", "train normals", "wrong labels")
 
 def _condition(method, shots):
     "Panel, order within it, and name of what a column has been trained on; [] for other columns"
-    worse = VARIANTS[method].worse if method in VARIANTS else {}
+    worse = VARIANTS[method].worse if method.startswith("cove_") else {}
     given, normals, labels = PANELS_OF_COVE
     if method == "cove":
         clean = [(normals, 10**6, "all"), (labels, 0, "none")] if shots == 10 else []
