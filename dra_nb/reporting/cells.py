@@ -225,6 +225,6 @@ def compare_study(
 def with_runs(
     compared: pd.DataFrame,  # from `compare_runs`
 ) -> pd.DataFrame:
-    "The rows of which at least one cell has all its runs"
+    "The rows of which at least one cell has all its runs; all rows if there are none"
     missing = compared.groupby(["dataset", "category", "known_class"], sort=False).missing.transform("min")
-    return compared[missing == 0].reset_index(drop=True)
+    return compared[missing == 0].reset_index(drop=True) if (missing == 0).any() else compared
