@@ -234,9 +234,10 @@ def test_each_folder_is_listed_once(tmp_path, monkeypatch):
 
 
 MILLION = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 from dra_nb.data.readers import own_csv as own
+from dra_nb.profiling.memory import peak_mb
 from dra_nb.training.compute import Compute
 root, kind = Path(sys.argv[1]), sys.argv[2]
 def lines():
@@ -259,7 +260,7 @@ seconds = time.process_time() - start
 assert len(catalog) == 1_000_000 and (catalog.label == 1).sum() == 100_000
 assert (catalog.split == "train").sum() == 675_000
 assert catalog.path.iloc[-1].startswith(str(root)) and catalog.category.nunique() == 1
-print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(1e9 if sys.platform == "darwin" else 1e6))
+print(seconds, peak_mb() / 1e3)
 """
 
 
