@@ -78,8 +78,7 @@ def view_figure(
     fig, axes = new_axes(len(shots), 2, (width, len(shots) * (0.7 + 0.32 * len(order))), sharey=True, sharex="col")
     for (n, column), ax in zip(itertools.product(shots, titles), axes.flat):
         how = dict(data=values[values.shots == n], x=column, y="view", order=order, ax=ax, orient="h")
-        legend = column == "lost" and n == shots[0]
-        sns.stripplot(**how, hue="row", size=4, jitter=0.22, palette=palette, legend=legend)
+        sns.stripplot(**how, hue="row", size=4, jitter=0.22, palette=palette, legend=ax is axes[0, 1])
         sns.pointplot(**how, color="black", marker="|", markersize=12, linestyle="none", errorbar=None)
         ax.set(xlabel=titles[column], ylabel="")
         ax.set_title(shots_title(n), fontsize=8, loc="left")
