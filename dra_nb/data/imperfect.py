@@ -67,8 +67,8 @@ def contaminate(
     anomaly = catalog.label.to_numpy()[split.test] == 1
     if number >= anomaly.sum():
         raise DraError(
-            f"contamination {share:g} puts {number} anomalies among the normals, and {anomaly.sum()} are there, "
-            "one of which has to be left to test on; ask for less"
+            f"contamination {share:g} puts {number} anomalies among the normals, and {anomaly.sum()} are there; "
+            "at least one has to be left to test on: ask for less"
         )
     drawn = permuted(split.test[anomaly], (seed, 2))[:number]
     kept = ~np.isin(split.test, drawn)

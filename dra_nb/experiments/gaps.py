@@ -13,6 +13,11 @@ from .context import RunContext, cached_catalog, run_splits
 from .spec import RunSpec
 
 # %% ../../nbs/experiments/gaps.ipynb #f5aeaf6d
+def _title(dataset):
+    "The name of a dataset in print; that of a folder is its own"
+    return load_datasets()[dataset].title if dataset in load_datasets() else dataset
+
+
 def data_gap(
     dataset: str,
     data: str | None,  # folder that holds the datasets
@@ -23,7 +28,7 @@ def data_gap(
     try:
         load_catalog(dataset, data, external)
     except DraError as e:
-        title = load_datasets()[dataset].title if dataset in load_datasets() else dataset
+        title = _title(dataset)
         reason = str(e).splitlines()[0].partition(" Expected in ")[0].removeprefix(f"{title}: ")
         if data:
             reason = reason.replace(str(data), "the data folder")
@@ -40,8 +45,7 @@ def category_gap(
     here = sorted(catalog.category.unique())
     if not category or category in here:
         return None
-    title = load_datasets()[dataset].title if dataset in load_datasets() else dataset
-    return f"Of {title} the data folder has only the categories {', '.join(here)}"
+    return f"Of {_title(dataset)} the data folder has only the categories {', '.join(here)}"
 
 # %% ../../nbs/experiments/gaps.ipynb #4be7c1d9
 def split_gap(spec: RunSpec, data: str | None) -> str | None:
@@ -51,8 +55,8 @@ def split_gap(spec: RunSpec, data: str | None) -> str | None:
     try:
         run_splits(spec, RunContext(data))
     except DraError as e:
-        title = load_datasets()[spec.dataset].title if spec.dataset in load_datasets() else spec.dataset
-        return f"{title} {spec.category}".rstrip() + ": " + str(e).partition(";")[0].partition(", one of")[0]
+        where = f"{_title(spec.dataset)} {spec.category}".rstrip()
+        return f"{where}: " + str(e).partition(";")[0]
 
 # %% ../../nbs/experiments/gaps.ipynb #35b32e4d
 class DataGaps:
