@@ -299,7 +299,12 @@ def eval_command(
         raise typer.Exit(3)
 
 # %% ../../nbs/cli/detector_commands.ipynb #0330b080
-EXPORT_SPEEDS = {"photo": "photo of 1024 x 768", "batch_1": "batch of 1", "batch_8": "batch of 8"}  # of `export_onnx`
+EXPORT_SPEEDS = {
+    "photo": "photo of 1024 x 768",
+    "smallest_photo": "photo that just holds the region of interest",
+    "batch_1": "batch of 1",
+    "batch_8": "batch of 8",
+}  # of `export_onnx`
 
 
 def check_example(pixels: str):  # what a file takes

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['relative_difference', 'map_difference', 'cpu_scorer', 'torch_outputs', 'example_inputs', 'check_outputs', 'compare',
            'fastest', 'measure_export_speed', 'map_values', 'threshold_text', 'description', 'add_description',
-           'write_onnx', 'failed_export', 'check_same', 'check_whole', 'export_onnx']
+           'write_onnx', 'failed_export', 'check_same', 'check_pixels', 'export_onnx']
 
 # %% ../../nbs/detector/onnx.ipynb #88363eaf
 import copy
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..core import DraError, atomic, choose
-from ..data.decode import to_square
+from ..data.region import roi_to_json
 from dra_nb.detector.onnx_graph import (
     PIXELS,
     SIGMA,
@@ -32,8 +32,11 @@ from dra_nb.detector.onnx_graph import (
     verdict_lines,
 )
 from .onnx_runtime import SCHEMA, OnnxDetector, onnx_tools
-from .scorer import Fitted, Scorer, check_fitted, score_pixels
+from .onnx_tiles import example_cuts, trace_parts
+from .results import Scored, check_all_scored
+from .scorer import Fitted, Scorer, check_fitted, pass_size, score_pixels, whole_map
 from .summary import versions
+from .tiles import Parts, join_parts, worst_parts
 from ..evaluation.heat_scale import RANGE
 from ..evaluation.threshold import SAID, Threshold, rule_values
 
@@ -69,18 +72,27 @@ def torch_outputs(
     kind: str | None = None,  # of heat map; None: none
 ) -> dict[str, np.ndarray]:  # as `OnnxDetector.outputs`, without the verdict
     "What PyTorch says of the input of a file"
-    resized = to_square(Image.fromarray(given), None, scorer.preprocessing.size)[None] if given.ndim == 3 else given
-    found = score_pixels(scorer, resized, kind, sigma=SIGMA)
-    heads = {f"score_{head}": values for head, values in found.heads.items()}
-    return dict(score=found.score) | heads | (dict(map=found.maps) if kind else {})
+    if given.ndim == 4:
+        parts, frame = Parts(given, np.arange(len(given) + 1)), None
+    else:
+        item = next(scorer.preprocessing.stream([Image.fromarray(given)]))
+        check_all_scored([Scored("the photo", error=item.error)])
+        parts, frame = join_parts([item]), item.frame
+    found = score_pixels(scorer, parts.pixels, kind, sigma=SIGMA, batch_size=pass_size(scorer, len(parts.pixels)))
+    worst = worst_parts(found.score, parts.starts)
+    maps = found.maps if frame is None or kind is None else whole_map(scorer, found.maps, frame)[None]
+    heads = {f"score_{head}": values[worst] for head, values in found.heads.items()}
+    return dict(score=found.score[worst]) | heads | (dict(map=maps) if kind else {})
 
-
+# %% ../../nbs/detector/onnx.ipynb #5f8422ed
 def example_inputs(exported: OnnxDetector) -> list[np.ndarray]:
     "Made-up photos of several shapes, or batches of 1, 3 and 8 images, as a file takes them"
-    if exported.takes_photos:
-        return [photo.numpy() for photo in example_photos(exported.size)]
-    images = example_images(8, exported.size).numpy()
-    return [images[:n] for n in (1, 3, 8)]
+    if not exported.takes_photos:
+        images = example_images(8, exported.size).numpy()
+        return [images[:n] for n in (1, 3, 8)]
+    whole = exported.grid.whole
+    photos = example_photos(exported.size) if whole else example_cuts(exported.grid, exported.size)
+    return [photo.numpy() for photo in photos]
 
 # %% ../../nbs/detector/onnx.ipynb #762f0f74
 def check_outputs(
@@ -112,7 +124,7 @@ def compare(
         check_outputs(ours, theirs, detector.threshold_)
     worst = 0.0
     for name in pairs[0][0]:
-        ours, theirs = (np.concatenate([found[name] for found in side]) for side in zip(*pairs))
+        ours, theirs = (np.concatenate([found[name].ravel() for found in side]) for side in zip(*pairs))
         worst = max(worst, (map_difference if name == "map" else relative_difference)(ours, theirs))
     return worst
 
@@ -134,11 +146,13 @@ def measure_export_speed(
     scorer: Scorer,  # on the CPU
     exported: OnnxDetector,
     repeats: int = 5,
-) -> dict[str, float]:  # torch_ms_photo and onnx_ms_photo; or torch_ms_batch_1, onnx_ms_batch_1, ..._8
+) -> dict[str, float]:  # torch_ms_photo and onnx_ms_photo; or ..._smallest_photo; or ..._batch_1, ..._8
     "Milliseconds per image of PyTorch and ONNX"
     images = example_images(8, 1024 if exported.takes_photos else exported.size).numpy()
     cases = {"batch_1": images[:1], "batch_8": images}
-    if exported.takes_photos:
+    if exported.grid.roi is not None:
+        cases = {"smallest_photo": example_inputs(exported)[0]}
+    elif exported.takes_photos:
         cases = {"photo": np.ascontiguousarray(images[1, :, :768].transpose(1, 2, 0))}
     found = {}
     for name, given in cases.items():
@@ -187,6 +201,8 @@ def description(
     inside = dict(input=pixels, normalisation="inside the graph")
     if pixels == "photo":
         inside["resizing"] = "inside the graph"
+    if not detector.scorer_.preprocessing.grid.whole:
+        inside |= dict(cutting="inside the graph", roi=roi_to_json(detector.scorer_.preprocessing.grid.roi))
     return dict(
         schema=SCHEMA,
         method=detector.params_["method"],
@@ -226,11 +242,15 @@ def write_onnx(
 ) -> OnnxDetector:  # of the file
     "Write a detector as ONNX, with its description"
     method = detector.scorer_.method
-    size = detector.scorer_.preprocessing.size
+    size, grid = detector.scorer_.preprocessing.size, detector.scorer_.preprocessing.grid
     heads = head_names(method, size)
     try:
         graph = Graph(method, size, pixels, lines=verdict_lines(detector.threshold_))
-        trace(graph, size, path, names=output_names(graph, heads), opset=opset)
+        names = output_names(graph, heads)
+        if grid.whole:
+            trace(graph, size, path, names=names, opset=opset)
+        else:
+            trace_parts(graph, grid, size, path, names=names, opset=opset)
         add_description(path, description(detector, pixels, heads, graph.heat and graph.heat.kind))
         return OnnxDetector(path)
     except Exception as e:
@@ -266,14 +286,11 @@ def check_same(
     return worst
 
 # %% ../../nbs/detector/onnx.ipynb #d277ea1c
-def check_whole(detector: Fitted):
-    "Raise a DraError for a detector that cuts photos, which the graph does not"
+def check_pixels(detector: Fitted, pixels: str):
+    "Raise a DraError for an unknown kind of input, or one that a detector cannot cut as it does with photos"
     grid = detector.scorer_.preprocessing.grid
-    if not grid.whole:
-        raise DraError(
-            f"this detector cuts photos ({grid}), and an ONNX file scores whole pictures; use save and load, or fit "
-            "without tiles and roi on pictures that are cut beforehand"
-        )
+    if choose("kind of input", pixels, PIXELS) != "photo" and not grid.whole:
+        raise DraError(f"this detector cuts photos ({grid}), so its ONNX file takes photos; leave pixels at 'photo'")
 
 
 def export_onnx(
@@ -288,8 +305,7 @@ def export_onnx(
     "Write a trained detector as ONNX; a DraError leaves no file if it cannot be written or says something else"
     onnx_tools()
     check_fitted(detector)
-    choose("kind of input", pixels, PIXELS)
-    check_whole(detector)
+    check_pixels(detector, pixels)
     with atomic(path) as part:
         exported = write_onnx(detector, part, pixels, opset)
         difference = check_same(detector, exported, tolerance)

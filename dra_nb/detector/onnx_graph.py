@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIGMA', 'PIXELS', 'example_images', 'example_photos', 'HeatMap', 'heat_map_of', 'float_below', 'verdict_lines',
-           'verdicts_of', 'Graph', 'flush_output', 'silent', 'output_names', 'trace', 'OperationLog', 'backbone_name',
-           'check_exportable', 'head_names']
+           'verdicts_of', 'Graph', 'flush_output', 'silent', 'output_names', 'write_module', 'trace', 'OperationLog',
+           'backbone_name', 'check_exportable', 'head_names']
 
 # %% ../../nbs/detector/onnx_graph.ipynb #cd4edb39
 import copy
@@ -187,6 +187,22 @@ def output_names(
     return ["score", "verdict", *(f"score_{head}" for head in heads), *(["map"] if graph.heat else [])]
 
 
+def write_module(
+    module: nn.Module,
+    inputs: dict[str, torch.Tensor],  # an example of each, by name
+    path: str | os.PathLike,  # of the file to write
+    *,
+    names: Sequence[str],  # of the outputs
+    axes: dict,  # name of an input or output -> number of an axis that is left open -> its name
+    opset: int = 17,
+):
+    "Trace a module in evaluation mode, where it is left, and write it as ONNX"
+    options = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    options |= dict(input_names=list(inputs), output_names=list(names), opset_version=opset, dynamic_axes=axes)
+    with silent(), torch.no_grad():
+        torch.onnx.export(module.eval(), tuple(inputs.values()), str(path), **options)
+
+# %% ../../nbs/detector/onnx_graph.ipynb #0c8e8d05
 def trace(
     graph: Graph,
     size: int,  # side of the images, pixels
@@ -196,22 +212,14 @@ def trace(
     opset: int = 17,
 ):
     "Write a graph to a file"
-    photo = isinstance(graph.resize, PhotoResize)
-    images = example_photos(size)[1] if photo else example_images(2, size)
-    name = "photo" if photo else "images"
-    axes = {name: {0: "height", 1: "width"}} if photo else {each: {0: "batch"} for each in [name, *names]}
-    options = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
-    with silent(), torch.no_grad():
-        torch.onnx.export(
-            graph,
-            (images if graph.white == 255 else images / 255,),
-            str(path),
-            input_names=[name],
-            output_names=list(names),
-            opset_version=opset,
-            dynamic_axes=axes,
-            **options,
-        )
+    if isinstance(graph.resize, PhotoResize):
+        inputs = {"photo": example_photos(size)[1]}
+        axes = {"photo": {0: "height", 1: "width"}}
+    else:
+        images = example_images(2, size)
+        inputs = {"images": images if graph.white == 255 else images / 255}
+        axes = {each: {0: "batch"} for each in ["images", *names]}
+    write_module(graph, inputs, path, names=names, axes=axes, opset=opset)
 
 # %% ../../nbs/detector/onnx_graph.ipynb #7be0cd95
 class OperationLog(TorchDispatchMode):

@@ -288,8 +288,9 @@ def test_real_photos(shared, tmp_path):
 @pytest.mark.slow
 def test_thirty_lines_without_this_package(tmp_path):
     "In an environment that has onnxruntime, NumPy and Pillow, and nothing else"
-    d = AnomalyDetector("patchcore", **QUICK).fit(GOOD, DENTS)
-    export_onnx(d, tmp_path / "x.onnx", repeats=0)
+    detectors = [AnomalyDetector("patchcore", tiles=n, **QUICK).fit(GOOD, DENTS) for n in (1, 2)]
+    for d in detectors:
+        export_onnx(d, tmp_path / f"{d.tiles}.onnx", repeats=0)
     write_example(tmp_path / "score.py")
     photo = Image.fromarray(DENTS[5]).resize((150, 90))
     photo.save(tmp_path / "dent.png")
@@ -305,9 +306,10 @@ def test_thirty_lines_without_this_package(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     for name in ("torch", "dra_nb"):
         assert "ModuleNotFoundError" in call("-c", f"import {name}").stderr
-    done = succeeded(call("score.py", "x.onnx", "dent.png"))
-    said = json.loads(done.stdout)
-    ours = next(iter(d.score_stream(tmp_path / "dent.png")))
-    assert relative_difference([ours.score], [said["score"]]) < 1e-3 and said["verdict"] == ours.verdict
-    assert set(said["parts"]) == set(ours.heads) and Image.open(tmp_path / "dent.png.heat.png").size == photo.size
+    for d in detectors:
+        said = json.loads(succeeded(call("score.py", f"{d.tiles}.onnx", "dent.png")).stdout)
+        ours = next(iter(d.score_stream(tmp_path / "dent.png")))
+        assert relative_difference([ours.score], [said["score"]]) < 1e-3 and said["verdict"] == ours.verdict
+        assert set(said["parts"]) == set(ours.heads) and Image.open(tmp_path / "dent.png.heat.png").size == photo.size
+        (tmp_path / "dent.png.heat.png").unlink()
     assert len(EXAMPLE.splitlines()) <= 30
