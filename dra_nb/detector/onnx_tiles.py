@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPEN', 'tile_starts_of', 'PartsPlan', 'edge_ramp', 'scaling', 'plan_of_map', 'sum_parts', 'MergedMap', 'PartGraph',
-           'JoinedParts', 'example_cuts', 'trace_modules', 'join_graphs', 'trace_parts']
+           'JoinedParts', 'example_cuts', 'trace_modules', 'loop_of', 'join_graphs', 'trace_parts']
 
 # %% ../../nbs/detector/onnx_tiles.ipynb #6490776c
 import os
@@ -156,15 +156,17 @@ class PartGraph(nn.Module):
 
     def forward(
         self,
+        step: torch.Tensor,  # () int64, number of the part
         photo: torch.Tensor,  # uint8 (H, W, 3)
-        corner: torch.Tensor,  # (2,) int64
+        corners: torch.Tensor,  # (n, 2) int64
         sides: torch.Tensor,  # (2,) int64
     ) -> list[torch.Tensor]:  # score (), every head (), the map (size, size) if there is one
         "What is found in the part"
+        corner = corners[step]
         top, left = corner[0], corner[1]
         part = photo[top : top + sides[0], left : left + sides[1]]
         score, _, *rest = self.graph(part)
-        return [values.squeeze(0) for values in (score, *rest)]
+        return [values[0] for values in (score, *rest)]
 
 # %% ../../nbs/detector/onnx_tiles.ipynb #a9cf6d8a
 class JoinedParts(nn.Module):
@@ -231,7 +233,7 @@ def trace_modules(
     write_module(
         plan, {"photo": photo}, folder / "plan.onnx", names=["seen", "corners", "sides"], axes=OPEN, opset=opset
     )
-    inputs = dict(photo=photo, corner=corners[0], sides=sides)
+    inputs = dict(step=torch.tensor(0), photo=photo, corners=corners, sides=sides)
     write_module(part, inputs, folder / "part.onnx", names=of_parts, axes=OPEN, opset=opset)
     collected = [f"parts_{name}" for name in of_parts]
     with torch.no_grad():
@@ -241,6 +243,30 @@ def trace_modules(
     joined = JoinedParts(graph, size, grid.mask)
     write_module(joined, inputs, folder / "joined.onnx", names=names, axes=axes, opset=opset)
     return collected
+
+# %% ../../nbs/detector/onnx_tiles.ipynb #loopcell
+def loop_of(
+    part,  # ONNX graph of a part, with prefix
+    targets: list[str],  # what its outputs are called once they are collected
+) -> list:  # of ONNX nodes
+    "Run a graph once for each corner in plan/corners"
+    onnx = onnx_tools().onnx
+    node = onnx.helper.make_node
+    go, on = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, []) for name in ("part/go", "part/on"))
+    body = onnx.helper.make_graph(
+        [*part.node, node("Identity", ["part/go"], ["part/on"])],
+        "part",
+        [part.input[0], go],
+        [on, *part.output],
+        part.initializer,
+    )
+    first = onnx.helper.make_tensor("first", onnx.TensorProto.INT64, [], [0])
+    return [
+        node("Shape", ["plan/corners"], ["plan/shape"]),
+        node("Constant", [], ["plan/first"], value=first),
+        node("Gather", ["plan/shape", "plan/first"], ["plan/parts"]),
+        node("Loop", ["plan/parts", ""], targets, body=body),
+    ]
 
 # %% ../../nbs/detector/onnx_tiles.ipynb #018e2733
 def join_graphs(
@@ -252,17 +278,14 @@ def join_graphs(
     helper = onnx_tools().onnx.helper
     compose = onnx_tools().onnx.compose
     plan, part, joined = (compose.add_prefix(models[k], f"{k}/").graph for k in ("plan", "part", "joined"))
-    corner = [given for given in part.input if given.name == "part/corner"]
-    body = helper.make_graph(part.node, "part", corner, part.output, part.initializer)
-    targets = [f"joined/{name}" for name in collected]
-    loop = helper.make_node("Scan", ["plan/corners"], targets, body=body, num_scan_inputs=1)
-    before = {"plan/seen": "part/photo", "plan/sides": "part/sides"}
+    loop = loop_of(part, [f"joined/{name}" for name in collected])
+    before = {"plan/seen": "part/photo", "plan/corners": "part/corners", "plan/sides": "part/sides"}
     after = {"photo": "joined/photo", "plan/corners": "joined/corners"}
 
     def same(wires):
         return [helper.make_node("Identity", [source], [target]) for source, target in wires.items()]
 
-    nodes = [*same({"photo": "plan/photo"}), *plan.node, *same(before), loop, *same(after)]
+    nodes = [*same({"photo": "plan/photo"}), *plan.node, *same(before), *loop, *same(after)]
     nodes += [*same({"plan/sides": "joined/sides"}), *joined.node, *same({f"joined/{name}": name for name in names})]
     ends = models["plan"].graph.input, models["joined"].graph.output
     return helper.make_graph(nodes, "detector", *ends, [*plan.initializer, *joined.initializer])
