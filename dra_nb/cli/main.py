@@ -15,6 +15,7 @@ from typing import Optional
 
 import typer
 
+from .compare_command import compare_command
 from .console import final_status, logged_lines, plain_warnings, tolerant_output
 from .dataset_commands import datasets_app, methods_command
 from .detector_commands import eval_command, export_command, fit_command, score_command
@@ -91,6 +92,7 @@ def interruptible(
 # %% ../../nbs/cli/main.ipynb #48e32d4a
 COMMANDS = {
     "fit": fit_command,
+    "compare": compare_command,
     "score": score_command,
     "eval": eval_command,
     "show": show_command,

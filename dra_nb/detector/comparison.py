@@ -21,7 +21,7 @@ from ..core import DraError
 from .bags import find_defects
 from .detector import AnomalyDetector, Prepared, prepare
 from .inputs import TrainingImages
-from .leave_out import Fold, check_foldable, make_folds, scores_of
+from .leave_out import Fold, make_folds, scores_of
 from .plan import Plan, train
 from ..evaluation.metrics import check_finite_scores
 from ..training.compute import pick_device
@@ -140,7 +140,11 @@ def check_comparable(ready: Sequence[Prepared]):
         raise DraError(
             "detectors are compared on held-out normals, and there are none: leave out holdout=0, or give more"
         )
-    check_foldable(first.given_classes, "seen")
+    if len(first.given) < 2:
+        raise DraError(
+            f"detectors are asked about anomalies that are left out, and need two or more, not {len(first.given)}; "
+            "pass more anomalies"
+        )
 
 # %% ../../nbs/detector/comparison.ipynb #971609d0
 @dataclass
@@ -206,7 +210,7 @@ def recommendation(compared: Comparison) -> str:
         text += f" With these {len(compared.classes)} anomalies it cannot be told apart from: {names}."
         quick = table.loc[[0, *close.index]].sort_values("seconds").iloc[0]
         if quick.detector != first.detector and quick.seconds < first.seconds / 2:
-            text += f" {quick.detector} learns in {quick.seconds:.0f} s instead of {first.seconds:.0f} s."
+            text += f" {quick.detector} learns in {quick.seconds:.1f} s instead of {first.seconds:.1f} s."
     return text
 
 
