@@ -20,6 +20,8 @@ TRIALS = {  # name of the files -> command line
     "detector": "detector.py --methods devnet patchcore --backbone resnet18_stage2 --size 64 --batches 2 "
     "--seconds 0.05 --files 12",
     "tiles": "tiles.py --side 256 --size 64 --tiles 1 3 --photos 2 4 --backbone resnet18_stage2",
+    "small_defects": "small_defects.py --materials weave --side 256 --size 48 --tiles 1 2 --normals 14 --given 2 "
+    "--tested 2",
     "records": "records.py --records 20",
     "data": "data.py --files 150 --build-images 100 --memory-images 100 --batch-images 120 --size 32",
     "scheduling": "scheduling.py --runs 10 --executors serial",
@@ -58,6 +60,7 @@ EXPECTED = {  # name -> measures that must be there
         "files: read, decoded, resized and scored",
     ],
     "tiles": ["photo / one pass of its tiles", "time per tile, 9 / 1 tiles", "growth of memory, 4 / 2 photos"],
+    "small_defects": ["AUROC"],
     "records": ["table of a study (results_table)", "verify a record"],
     "data": ["catalog: read the folder", "build: store / loop", "batch: read"],
     "scheduling": ["all in, per run", "start: until the first run has ended"],
