@@ -52,14 +52,26 @@ def _over_seeds(per_seed, by):
     return values.reset_index().rename(columns={by: "row"})
 
 # %% ../../nbs/reporting/ablation_figures.ipynb #6ca58f21
+def _titles_of(runs, kept):
+    "Titles of the datasets, with the number of categories where not all of them have runs"
+    counts = [t.groupby("dataset", sort=False).category.nunique() for t in (kept, runs)]
+    titles = {}
+    for dataset, n in counts[0].items():
+        title = row_title(dict(dataset=dataset, category="", known_class=""))
+        titles[dataset] = title if n == counts[1][dataset] else f"{n} of {counts[1][dataset]} categories of {title}"
+    return titles
+
+# %% ../../nbs/reporting/ablation_figures.ipynb #fcd9e9cf
 def disentangled_values(
     runs: pd.DataFrame,  # from `match_runs`: multiclass, dra2a, dra; general setting
 ) -> pd.DataFrame:  # row (domain), datasets, method, auroc, std, n_seeds, missing, runs
-    "List what Figure 3 (left) shows: the mean of each domain over its datasets"
-    t = _by_dataset(runs).assign(domain=lambda t: [DOMAINS.get(d, DATASET_TITLES.get(d, d)) for d in t.dataset])
+    "List what Figure 3 (left) shows: the mean of each domain over its datasets, as far as there are runs"
+    kept = runs[runs.groupby(["dataset", "category"]).auroc.transform("count") > 0]
+    t = _by_dataset(kept).assign(domain=lambda t: [DOMAINS.get(d, DATASET_TITLES.get(d, d)) for d in t.dataset])
     group = t.groupby(["domain", "method", "seed"], sort=False)
     per_seed = group.agg(auroc=("auroc", _strict_mean), missing=("missing", "sum"), runs=("runs", "sum")).reset_index()
-    names = t.groupby("domain").place.agg(lambda v: ", ".join(dict.fromkeys(v)))
+    titles = _titles_of(runs, kept)
+    names = t.groupby("domain").dataset.agg(lambda v: ", ".join(titles[d] for d in dict.fromkeys(v)))
     values = _over_seeds(per_seed, "domain")
     order = [*dict.fromkeys([*DOMAINS.values(), *values.row])]
     values = values.assign(datasets=values.row.map(names))

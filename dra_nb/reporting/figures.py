@@ -27,8 +27,8 @@ FIGURE_NOTES = {
     "space, as the cross-validated AUROC of a nearest-neighbour probe by cosine; given anomalies are left out of it",
     "fig2": "DRA as it is built; shapes are those of one image in a forward pass, grey ones of its half-size copy. "
     "|·| is the absolute value, and the score of a head is its mean over the scales",
-    "fig3_left": "Mean over the datasets of a domain within each seed, then mean ± standard deviation over the seeds. "
-    "Multi-class: normal, seen and pseudo anomalies are classes of one head. "
+    "fig3_left": "Mean over the datasets of a domain within each seed, then mean ± standard deviation over the seeds; "
+    "categories without any run are left out. Multi-class: normal, seen and pseudo anomalies are classes of one head. "
     "DRA2A: seen and pseudo head. DRA: all four heads",
     "fig3_right": "Mean over the known classes of a dataset within each seed, "
     "then mean ± standard deviation over the seeds",

@@ -21,7 +21,7 @@ TRIALS = {  # name of the files -> command line
     "--seconds 0.05 --files 12",
     "tiles": "tiles.py --side 256 --size 64 --tiles 1 3 --photos 2 4 --backbone resnet18_stage2",
     "small_defects": "small_defects.py --materials weave --side 256 --size 48 --tiles 1 2 --normals 14 --given 2 "
-    "--tested 2",
+    "--tested 4",
     "records": "records.py --records 20",
     "data": "data.py --files 150 --build-images 100 --memory-images 100 --batch-images 120 --size 32",
     "scheduling": "scheduling.py --runs 10 --executors serial",
