@@ -216,11 +216,3 @@ def test_the_report_in_jupyterlab_shows_tiled_photos(folder, tiled):
 
     found = report(tiled, str(folder), top=3)
     assert len(found.shown) == 3 and all(o.map.shape == o.image.shape[:2] for o in found.shown)
-
-
-def test_onnx_is_refused(tiled, tmp_path):
-    pytest.importorskip("onnxruntime")
-    from dra_nb.detector.onnx import export_onnx
-
-    says("an ONNX file scores whole pictures", export_onnx, tiled, tmp_path / "a.onnx")
-    assert not (tmp_path / "a.onnx").exists()
