@@ -17,9 +17,11 @@ import pandas as pd
 from measured import main, numbers, parser, positive, row, say
 from PIL import Image
 
+from dra_nb.core import DraError
 from dra_nb.data.datasets import load_catalog
 from dra_nb.data.masks import mask_paths
 from dra_nb.data.textures import TEXTURES, render_pair
+from dra_nb.data.tiling import MOST_TILES, tile_side
 from dra_nb.detector.detector import AnomalyDetector
 from dra_nb.evaluation.metrics import auroc
 
@@ -93,6 +95,10 @@ def with_defects(normals: list, material: str, n: int, folder: Path, args) -> li
         written.append((folder / f"{len(written)}.png", folder / f"{len(written)}_mask.png"))
         for picture, path in zip((changed, whole), written[-1]):
             Image.fromarray(picture).save(path)
+    if len(written) < n:
+        raise DraError(
+            f"{material} has {len(written)} defects that are visible at {args.defect} px, not {n}; test fewer"
+        )
     return written
 
 
@@ -135,7 +141,7 @@ def trials(args, folder: Path):
     if args.data:
         trial = strips(args)
         width, height = Image.open(trial.normal[0]).size
-        yield trial, (1, next(n for n in range(2, 65) if width / (0.75 * n + 0.25) <= height))
+        yield trial, (1, next(n for n in range(2, MOST_TILES + 1) if tile_side(width, n) <= height))
 
 
 def measure(args, folder: Path) -> list:

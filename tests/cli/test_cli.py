@@ -33,23 +33,7 @@ def call(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     "command, options",
     [
-        (
-            [],
-            [
-                "reproduce",
-                "plan",
-                "status",
-                "run",
-                "runs",
-                "datasets",
-                "methods",
-                "fit",
-                "compare",
-                "score",
-                "eval",
-                "export",
-            ],
-        ),
+        ([], "reproduce plan status run runs datasets methods fit compare score eval export".split()),
         (
             ["reproduce"],
             "--profile --data --weights --out --dataset --method --shots --seed --medical --workers --runs-per-device "

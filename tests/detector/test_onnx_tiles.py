@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from dra_nb.core import DraError
 from dra_nb.data.datasets import load_catalog
+from dra_nb.data.tiling import MOST_TILES, tile_side
 from dra_nb.detector.detector import AnomalyDetector
 from dra_nb.detector.onnx import export_onnx, map_difference, relative_difference
 from dra_nb.detector.onnx_runtime import OnnxDetector
@@ -109,7 +110,7 @@ def test_strips_of_fabric(shared, tmp_path):
     strips = catalog.groupby("path").label.max()
     good, bad = strips.index[strips == 0].tolist(), strips.index[strips == 1].tolist()
     width, height = Image.open(good[0]).size
-    tiles = next(n for n in range(2, 65) if width / (0.75 * n + 0.25) <= height)
+    tiles = next(n for n in range(2, MOST_TILES + 1) if tile_side(width, n) <= height)
     settings = QUICK | dict(tiles=tiles, precision="fp32")
     d = AnomalyDetector("patchcore", **settings).fit(good[:24])
     file = exported(d, tmp_path / "x.onnx")
