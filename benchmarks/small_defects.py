@@ -4,7 +4,7 @@
     python benchmarks/small_defects.py --materials weave        # embedded textures alone
     python benchmarks/small_defects.py --materials weave --side 384 --size 64 --tiles 1 3 --given 2 --tested 4
 
-Photos are mosaics of normal textures, and a defect is that of another picture, made smaller.
+Photos show a piece of a surface of the embedded textures; a defect is that of a picture of the dataset, made smaller.
 Prints a markdown report and writes it (small_defects.md), with the numbers as csv (small_defects.csv), to `--out`.
 """
 
@@ -20,7 +20,7 @@ from PIL import Image
 from dra_nb.core import DraError
 from dra_nb.data.datasets import load_catalog
 from dra_nb.data.masks import mask_paths
-from dra_nb.data.textures import TEXTURES, render_pair
+from dra_nb.data.textures import TEXTURES, render_normal, render_pair
 from dra_nb.data.tiling import MOST_TILES, tile_side
 from dra_nb.detector.detector import AnomalyDetector
 from dra_nb.evaluation.metrics import auroc
@@ -42,15 +42,6 @@ def as_catalog(rows: list) -> pd.DataFrame:
     "Anomalies from (path, mask)"
     facts = dict(box=None, category="", split="train", label=1, defect="small")
     return pd.DataFrame([dict(path=str(path), mask=str(mask), **facts) for path, mask in rows])
-
-
-def mosaic(paths: list, side: int, rng) -> np.ndarray:
-    "A photo that is put together from pictures of 128 px, some of them mirrored; uint8 (side, side, 3)"
-    n = -(-side // 128)
-    cells = [np.asarray(Image.open(paths[i]).convert("RGB")) for i in rng.integers(len(paths), size=n * n)]
-    cells = [cell[:, ::-1] if rng.random() < 0.5 else cell for cell in cells]
-    rows = [np.concatenate(cells[i * n : (i + 1) * n], 1) for i in range(n)]
-    return np.concatenate(rows)[:side, :side].copy()
 
 
 def small_defect(material: str, defect: str, index: int, size: int) -> tuple:  # (h, w, 3) float, (h, w) bool
@@ -83,7 +74,7 @@ def paste(photo: np.ndarray, change: np.ndarray, mask: np.ndarray, rng) -> tuple
     return changed, whole
 
 
-def with_defects(normals: list, material: str, n: int, folder: Path, args) -> list:
+def with_defects(material: str, n: int, folder: Path, args) -> list:
     "Write n photos with a visible defect each, of all classes in turn; (photo, mask) of them"
     rng = np.random.default_rng(1)
     written = []
@@ -91,7 +82,8 @@ def with_defects(normals: list, material: str, n: int, folder: Path, args) -> li
         change, mask = small_defect(material, defect, index, args.defect)
         if len(written) == n or visibility(change, mask) < VISIBLE:
             continue
-        changed, whole = paste(mosaic(normals, args.side, rng), change, mask, rng)
+        photo = render_normal(material, args.tested + len(written), size=args.side)
+        changed, whole = paste(photo, change, mask, rng)
         written.append((folder / f"{len(written)}.png", folder / f"{len(written)}_mask.png"))
         for picture, path in zip((changed, whole), written[-1]):
             Image.fromarray(picture).save(path)
@@ -104,22 +96,19 @@ def with_defects(normals: list, material: str, n: int, folder: Path, args) -> li
 
 def textures(material: str, folder: Path, args) -> Trial:
     "Large photos of a material"
-    rng = np.random.default_rng(0)
-    catalog = load_catalog("textures").query("category == @material")
-    train, test = (
-        catalog.path[(catalog.label == 0) & (catalog.split == split)].tolist() for split in ("train", "test")
-    )
     folder = folder / material
     folder.mkdir(parents=True)
-    normal, tested = [], []
-    for paths, n, kept in ((train, args.normals, normal), (test, args.tested, tested)):
-        for _ in range(n):
-            kept.append(str(folder / f"normal{len(normal) + len(tested)}.png"))
-            Image.fromarray(mosaic(paths, args.side, rng)).save(kept[-1])
-    bad = with_defects(test, material, args.given + args.tested, folder, args)
-    shown, found = bad[: args.given], [str(path) for path, _ in bad[args.given :]]
-    labels = np.repeat([0, 1], [len(tested), len(found)])
-    return Trial(f"{material}, {args.side} px", normal, as_catalog(shown), tested + found, labels)
+    kept = {"train": [], "test": []}
+    for split, n in (("train", args.normals), ("test", args.tested)):
+        for i in range(n):
+            kept[split].append(str(folder / f"{split}{i}.png"))
+            Image.fromarray(render_normal(material, i, split, args.side)).save(kept[split][-1])
+    bad = with_defects(material, args.given + args.tested, folder, args)
+    found = [str(path) for path, _ in bad[args.given :]]
+    labels = np.repeat([0, 1], [args.tested, len(found)])
+    return Trial(
+        f"{material}, {args.side} px", kept["train"], as_catalog(bad[: args.given]), kept["test"] + found, labels
+    )
 
 
 def strips(args) -> Trial:
@@ -163,7 +152,7 @@ NOTES = f"""
 - COVE on EfficientNet-Lite0, the defaults of a detector, with given anomalies whose masks are known.
 - A defect is what distinguishes a picture of the textures from its normal counterpart, made smaller and added to a
   photo; it changes its pixels by {VISIBLE} grey levels or more, on average. Fainter ones are left out.
-- Mosaics have seams between pictures, normal ones as well."""
+- No photo of a surface is a piece of another, and thread counts, pitch and light differ from photo to photo."""
 
 if __name__ == "__main__":
     p = parser(__doc__)

@@ -95,7 +95,7 @@ def _rings(xy, rng):
     x, y = xy
     pith = np.array([rng.uniform(90, 130) * rng.choice([-1, 1]), rng.uniform(-100, 100)])
     flow = rng.uniform(2, 4)
-    push = flow * smooth_noise(rng, 50, 130)
+    push = flow * smooth_noise(rng, 50, 130, size=len(x))
     r = np.hypot(x - pith[0] + push, (y - pith[1]) * rng.uniform(0.10, 0.22) + 12) / rng.uniform(8.5, 10)
     return r + 0.35 * np.sin(r * 1.7 + rng.uniform(0, 6.28))  # wide and narrow years
 
@@ -127,7 +127,10 @@ def metal(
     size = radius * (1 + rng.normal(0, 0.015, 997))[number]
     inside = (size - np.hypot(*off)) * pitch  # px, positive within a hole
     brushed = 0.6 * grain(xy, rng, 22, 0.4) + 0.4 * grain(xy, rng, 6, 0)
-    steel = np.array([0.60, 0.62, 0.64]) * (1 + 0.04 * brushed + 0.025 * smooth_noise(rng, 200, 60))[..., None]
+    steel = (
+        np.array([0.60, 0.62, 0.64])
+        * (1 + 0.04 * brushed + 0.025 * smooth_noise(rng, 200, 60, size=len(inside)))[..., None]
+    )
     open_ = np.clip(inside / 1.2 + 0.5, 0, 1)[..., None]
     below = np.array([0.27, 0.27, 0.28]) * (1 + 0.25 * np.clip(off[1] * 4, -1, 1))[..., None]
     height = -1.6 * np.clip((inside + 1.8) / 2.6, 0, 1) + 0.12 * brushed

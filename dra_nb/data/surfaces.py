@@ -25,10 +25,10 @@ def seeded(
     return np.random.RandomState(np.frombuffer(hashlib.sha256(name.encode()).digest(), "<u4"))
 
 # %% ../../nbs/data/surfaces.ipynb #7fd82fe9
-def _waves(rng, scale):
+def _waves(rng, scale, size):
     "Cosine waves that are no finer than `scale` px: (size, waves)"
-    n = int(np.clip(2 * TEXTURE_SIZE / scale, 2, 64))
-    phase = np.pi * np.outer(np.arange(TEXTURE_SIZE) + 0.5, np.arange(1, n + 1)) / TEXTURE_SIZE
+    n = int(np.clip(2 * size / scale, 2, 64))
+    phase = np.pi * np.outer(np.arange(size) + 0.5, np.arange(1, n + 1)) / size
     return np.cos(phase + rng.uniform(0, 6.28, n))
 
 
@@ -36,10 +36,11 @@ def smooth_noise(
     rng: np.random.RandomState,
     across: float,  # typical width of a bump along x, px
     along: float | None = None,  # the same along y; None: as `across`
-) -> np.ndarray:  # (H, W), mean about 0, standard deviation 1
+    size: int = TEXTURE_SIZE,  # height and width, px
+) -> np.ndarray:  # (size, size), mean about 0, standard deviation 1
     "Random field without detail finer than the given widths"
-    x = _waves(rng, across)
-    y = _waves(rng, along or across)
+    x = _waves(rng, across, size)
+    y = _waves(rng, along or across, size)
     field = y @ rng.normal(size=(y.shape[1], x.shape[1])) @ x.T
     return (field - field.mean()) / field.std()
 
@@ -62,14 +63,15 @@ def pose(
     rng: np.random.RandomState,
     turn: float = 4.0,  # largest rotation, degrees
     wobble: float = 1.0,  # strength of the warp, px
-) -> np.ndarray:  # (2, H, W) surface coordinates x, y in px, (0, 0) near the centre
+    size: int = TEXTURE_SIZE,  # height and width of the picture, px
+) -> np.ndarray:  # (2, size, size) surface coordinates x, y in px, (0, 0) near the centre
     "Where on the surface each pixel looks"
-    y, x = np.mgrid[:TEXTURE_SIZE, :TEXTURE_SIZE] - TEXTURE_SIZE / 2
+    y, x = np.mgrid[:size, :size] - size / 2
     angle = np.radians(rng.uniform(-turn, turn))
     stretch = rng.uniform(0.97, 1.03)
     c = stretch * np.cos(angle)
     s = stretch * np.sin(angle)
-    warp = wobble * np.stack([smooth_noise(rng, 70), smooth_noise(rng, 70)])
+    warp = wobble * np.stack([smooth_noise(rng, 70, size=size), smooth_noise(rng, 70, size=size)])
     return np.stack([c * x - s * y, s * x + c * y]) + warp
 
 # %% ../../nbs/data/surfaces.ipynb #b4b0f3a8
@@ -93,8 +95,9 @@ def photograph(
     shade = np.clip(1 + lean * np.clip(slope, -1.6, 1.6), 0.15, 2)
     highlight = surface.gloss * np.clip(slope * 1.2 - 0.15, 0, 1) ** 2
     side = rng.normal(0, 0.025, 2)
-    y, x = np.mgrid[-1 : 1 : TEXTURE_SIZE * 1j, -1 : 1 : TEXTURE_SIZE * 1j]
-    falloff = rng.uniform(0.95, 1.05) * (1 + side[0] * x + side[1] * y + 0.012 * smooth_noise(rng, 90))
+    size = len(surface.height)
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    falloff = rng.uniform(0.95, 1.05) * (1 + side[0] * x + side[1] * y + 0.012 * smooth_noise(rng, 90, size=size))
     cast = 1 + rng.normal(0, 0.012) * np.array([1, 0.1, -1]) + rng.normal(0, 0.004, 3)  # warmer or colder
     light = (surface.colour * shade[..., None] + highlight[..., None]) * falloff[..., None] * cast
     light = light + rng.uniform(0.006, 0.014) * rng.normal(size=light.shape)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEXTURES', 'VISIBLE', 'SMALLEST', 'Texture', 'Rendering', 'changed', 'render_pair', 'LabelledImage', 'render_sample',
-           'TextureCounts', 'TextureFile', 'texture_files', 'default_root', 'check_target', 'render_textures']
+           'render_normal', 'TextureCounts', 'TextureFile', 'texture_files', 'default_root', 'check_target',
+           'render_textures']
 
 # %% ../../nbs/data/06_textures.ipynb #345e8dc0
 import json
@@ -21,7 +22,7 @@ from scipy import ndimage
 from ..core import DraError, cache_dir, choose, file_lock, progress_bar
 from .defects import bent, color, crack, cut, glue, hole, thread
 from .materials import metal, tiles, weave, wood
-from .surfaces import TEXTURES_VERSION, Surface, photograph, pose, seeded
+from .surfaces import TEXTURE_SIZE, TEXTURES_VERSION, Surface, photograph, pose, seeded
 
 # %% ../../nbs/data/06_textures.ipynb #51dc200b
 @dataclass(frozen=True)
@@ -123,6 +124,20 @@ def render_sample(
     "One picture of the dataset and the mask of its defect"
     pair = render_pair(category, defect, index, split)
     return LabelledImage(pair.image, pair.mask)
+
+# %% ../../nbs/data/06_textures.ipynb #feb9da47
+def render_normal(
+    category: str,  # a key of `TEXTURES`
+    index: int = 0,  # the running number
+    split: str = "test",  # "train" or "test"
+    size: int = TEXTURE_SIZE,  # height and width, px
+) -> np.ndarray:  # (size, size, 3) uint8
+    "Render a larger photo of a surface without a defect; DraError if a name is unknown"
+    texture = TEXTURES[choose("category of textures", category, TEXTURES)]
+    key = (category, choose("split", split, ("train", "test")), "photo", index, size)
+    xy = pose(seeded(*key, "pose"), texture.turn, texture.wobble, size)
+    surface = texture.material(xy, seeded(*key, "texture"))
+    return photograph(surface, seeded(*key, "camera"))
 
 # %% ../../nbs/data/06_textures.ipynb #841dd22f
 @dataclass(frozen=True)

@@ -27,6 +27,21 @@ def _scores_checksum(runs, spec):
         return None
 
 
+def _write_scores(path, scores):
+    "Write scores as small as they go: a study has thousands of these files, and they are kept in a repository"
+    numbers = [c for c in scores.columns if c.startswith("score")]
+    scores.to_parquet(
+        path,
+        index=False,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=[c for c in scores.columns if c not in numbers],
+        use_byte_stream_split=numbers,
+        write_statistics=False,
+        store_schema=False,
+    )
+
+
 def write_run(
     runs: Runs,
     spec: RunSpec,
@@ -38,7 +53,7 @@ def write_run(
 ) -> None:
     "Write the record of a finished run; a failure of the same run is removed"
     with atomic(runs.path(spec, "parquet")) as part:
-        scores.to_parquet(part, index=False)
+        _write_scores(part, scores)
         sha256 = hashlib.sha256(part.read_bytes()).hexdigest()
         if _scores_checksum(runs, spec) != sha256:
             runs.path(spec).unlink(missing_ok=True)
