@@ -41,7 +41,7 @@ def _write_scores(path, scores):
         store_schema=False,
     )
 
-
+# %% ../../nbs/experiments/record_writing.ipynb #f6ceaaaa
 def write_run(
     runs: Runs,
     spec: RunSpec,
