@@ -42,7 +42,7 @@ class Profile:
 
 # %% ../../nbs/experiments/profiles.ipynb #08c75ea9
 _OVER_A_MINUTE = (
-    *("dra", "mlep", "kdad", "ahl", "dra3ar", "dra_nr1", "dra_nr10", "dra_bce", "dra_focal"),
+    *("dra", "mlep", "kdad", "ahl", "ahl_devnet", "dra3ar", "dra_nr1", "dra_nr10", "dra_bce", "dra_focal"),
     *("dra_cp_scar", "dra_cp_mix", "dra_mvtec", "dra_retrained"),
     *(f"dra_from_{material}" for material in ("metal", "tiles", "weave", "wood")),
 )
