@@ -58,6 +58,7 @@ def compare_command(
     *,
     normal: Path = Normal,
     anomalies: Optional[Path] = Anomalies,
+    outliers: Optional[Path] = detector_options.OutlierImages,
     method: List[str] = ComparedMethods,
     image_size: int = ImageSize,
     max_value: Optional[float] = MaxValue,
@@ -81,7 +82,8 @@ def compare_command(
         check_writable(plot)
     from dra_nb.detector.comparison import compare_methods
 
-    compared = compare_methods(candidates_of(values), str(normal), anomalies and str(anomalies), progress=True)
+    normals, given, others = (path and str(path) for path in (normal, anomalies, outliers))
+    compared = compare_methods(candidates_of(values), normals, given, progress=True, outliers=others)
     if plot:
         compared.plot().savefig(plot)
     found = dict(detectors=compared.frame.to_dict("records"), recommendation=compared.recommendation)

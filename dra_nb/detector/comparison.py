@@ -249,9 +249,12 @@ def compare_methods(
     normal: Any,  # folder, paths, array, catalog
     anomalies: Any,  # the same, or {class: images}
     progress: bool = False,  # show bars?
+    *,
+    outliers: Any = None,  # images of something else, for the methods that learn from them
 ) -> Comparison:
     "Ask each detector about anomalies that it was not shown; a DraError, before any training, if it cannot"
-    ready = {name: prepare(d, (normal, anomalies, None, None), (), progress) for name, d in detectors.items()}
+    sources = (normal, anomalies, None, outliers)
+    ready = {name: prepare(d, sources, (), progress) for name, d in detectors.items()}
     check_comparable(list(ready.values()))
     classes = next(iter(ready.values())).data.given_classes
     kinds = LEFT_OUT if len(set(classes)) > 1 else LEFT_OUT[:1]

@@ -156,8 +156,8 @@ def make_plan(
     method = create_method(name, None, backbone, settings.seed, **own)
     if outlier_source(method) and outliers is None:
         raise DraError(
-            f"{name} with these settings learns from images of something else as well; pass them as outliers=, "
-            "a folder or a list"
+            f"{name} with these settings learns from images of something else as well; pass them as outliers= "
+            "(--outliers), a folder or a list"
         )
     schedule = settings.schedule or method_schedule(name, own)
     schedule = schedule.shortened(settings.epochs, settings.steps, settings.batch)

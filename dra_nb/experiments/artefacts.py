@@ -29,6 +29,7 @@ class Artefact:
     shots_of: dict = field(default_factory=dict)  # and of single columns, where they are others
     beside: tuple = ()  # further printed tables whose values stand beside ours
     features: bool = False  # are the features of the test images needed?
+    most_seeds: int | None = None  # for differences on the same splits; None: all of the profile
     few: bool = False  # a picture: one seed, two rows of a dataset, see `PANELS`
     parts: tuple = ()  # the artefacts that this one sums up
     alone: bool = False  # does its notebook measure time, so that nothing may run beside it?
@@ -167,6 +168,7 @@ _ADDED = (
         ("table1", "table2"),
         ("general", "hard"),
         ("dra", "dra_retrained", "devnet", "devnet_retrained"),
+        most_seeds=3,
     ),
     Artefact(
         "speed",
@@ -196,6 +198,7 @@ _OF_COVE = (
         ("general", "hard"),
         ("patchcore", "devnet", "dra", "cove", "cove_plain", "cove_raw"),
         shots=(),
+        most_seeds=3,
     ),
     Artefact(
         "robustness",
@@ -205,6 +208,7 @@ _OF_COVE = (
         ("general",),
         ("patchcore", "cove", *COVE_NORMALS, *COVE_LABELS, *_CONTAMINATED),
         shots_of={"cove": (0, 1, 2, 5, 10, 20)},
+        most_seeds=3,
     ),
 )
 

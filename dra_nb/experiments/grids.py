@@ -178,8 +178,8 @@ def select_columns(
 
 
 def column_seeds(column: str, artefact: Artefact, profile: Profile, only: Selection) -> tuple:
-    "The seeds of a column: those asked for, else those of the profile; a picture has the first alone"
-    seeds = only.seeds or (profile.seeds[:3] if column in profile.slow else profile.seeds)
+    "The seeds of a column: those asked for, else those of the profile or the first of them; a picture has one"
+    seeds = only.seeds or profile.seeds[: 3 if column in profile.slow else artefact.most_seeds]
     return seeds[:1] if artefact.few else seeds
 
 
