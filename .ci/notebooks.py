@@ -11,7 +11,7 @@ from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 from nbdev.test import test_nb
 
-LONG = (  # some of a minute: first, so that no process is left alone with one of them at the end
+LONG = (  # ten seconds to a minute: first, so that no process is left alone with one of them at the end
     "tutorials/your_own_images",
     "tutorials/which_method",
     "methods/18_ahl",
@@ -20,6 +20,17 @@ LONG = (  # some of a minute: first, so that no process is left alone with one o
     "methods/05_dra",
     "methods/07_flos",
     "methods/12_minns",
+    "cli/study_commands",
+    "evaluation/explain",
+    "profiling/steps",
+    "methods/08_saoe",
+    "methods/09_mlep",
+    "detector/evaluate",
+    "detector/onnx",
+    "models/03_timm",
+    "methods/06_devnet",
+    "training/loop",
+    "detector/widgets",
 )
 
 

@@ -39,6 +39,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(LONG)))
 
 
+FAST_METHODS = ("cove", "dra", "patchcore")  # of a test that every method passes, these are in the fast tier
+
+
+def in_tiers(values, fast=FAST_METHODS):
+    "Values for `parametrize`: the others than the fast ones are marked slow"
+    several = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*row, marks=() if value in fast else pytest.mark.slow) for value, row in zip(values, several)]
+
+
 def same_numbers():
     "Unseeded draws do not depend on the tests that ran before in this process"
     import torch

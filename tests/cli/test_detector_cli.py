@@ -815,6 +815,7 @@ def test_a_name_is_no_formula(strict, parts, tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_export(model, parts, tmp_path):
     pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     from dra_nb.detector.onnx_runtime import OnnxDetector

@@ -88,6 +88,7 @@ def test_equal_pictures_of_brainmri(shared):
     assert "no/10 no.jpg = no/9 no.jpg" in check.examples
 
 
+@pytest.mark.slow
 def test_complete_elpv_has_no_equal_pictures(shared):
     check = check_dataset("elpv", shared / "data")
     assert check.repeats == check.examples == check.unreadable == () and "equal" not in printed(check)
@@ -124,6 +125,7 @@ def test_damaged_images_are_no_complete_copy(tmp_path):
     assert "cannot be read: 2 files" in printed(check)
 
 
+@pytest.mark.slow
 def test_damaged_elpv(shared, tmp_path):
     "A csv that lost three normals and an anomaly, a file of the user's own, and a hidden one"
     root = linked(shared / "data" / "elpv", tmp_path / "ELPV")

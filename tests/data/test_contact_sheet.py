@@ -64,6 +64,7 @@ def test_same_sheet_from_the_same_seed(tmp_path):
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
+@pytest.mark.slow
 def test_no_display_and_no_global_state(tmp_path):
     mvtec_folder(tmp_path / "mine", classes={"dent": 2})
     code = """

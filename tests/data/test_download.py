@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import REPO, picture, python, succeeded
+from conftest import REPO, in_tiers, picture, python, succeeded
 from download_site import contents, local_site, pack
 
 from dra_nb.core import DraError
@@ -256,7 +256,7 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", in_tiers(STAGES, STAGES[-1:]))
 def test_killed_at(site, known, stage):
     done = run(site, known, *STAGES[stage])
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
@@ -267,6 +267,7 @@ def test_killed_at(site, known, stage):
     assert len(site.log) == 2 and len(load_catalog("toy", known)) == 7  # no file was fetched twice
 
 
+@pytest.mark.slow
 def test_two_at_once(site, known):
     file = site.server.files["/images.zip"]
     file.cuts, file.hold = [1000], 1.5

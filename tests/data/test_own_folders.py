@@ -1,7 +1,8 @@
 "A user's own images in folders: pairs, names, and what is said when something is wrong with them."
 
 import pytest
-from conftest import dra_nb, mvtec_folder, refused
+from conftest import mvtec_folder
+from in_process import call
 from own_files import NORMALS, counts, listing, touch
 from raw_layouts import shuffled_copy
 
@@ -111,6 +112,5 @@ def test_the_data_folder_is_a_file(tmp_path):
             load_catalog(name, file)
         with pytest.raises(DraError, match="nowhere does not exist"):
             load_catalog(name, tmp_path / "nowhere")
-    assert "is a file, not a folder" in refused(
-        dra_nb("run", "mine", "--data", file, "--method", "devnet", cwd=tmp_path)
-    )
+    status, _, message = call("run", "mine", "--data", file, "--method", "devnet", "--out", tmp_path / "out")
+    assert status == 2 and "is a file, not a folder" in message

@@ -47,6 +47,7 @@ print(round(peak() - before), *[abs(o.numpy().astype(int) - np.load(sys.argv[3])
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs the peak memory that Linux keeps")
+@pytest.mark.slow
 def test_ten_thousand_pixels_a_side(tmp_path):
     "100 million pixels are read without a warning, one image at a time: two at once would need 200 MB"
     pattern = RNG.integers(0, 256, (100, 100), dtype=np.uint8)
@@ -157,6 +158,7 @@ except DraError as e: print(round(peak() - before), str(e).split(";")[0])
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs the peak memory that Linux keeps")
+@pytest.mark.slow
 def test_errors_hold_no_images(tmp_path):
     "A catalog with a wrong box in every row: 40 images of 4 MB are not kept for the report"
     for i in range(40):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import mvtec_folder
+from conftest import in_tiers, mvtec_folder
 from PIL import Image
 from small_detectors import DENTS, GOOD, QUICK, SCRATCHES, images, parts_folder, says, small_detector
 
@@ -77,7 +77,7 @@ def test_signs(detector):
 
 
 @pytest.mark.parametrize("n", [0, 1, 8])
-@pytest.mark.parametrize("name", sorted(load_methods()))
+@pytest.mark.parametrize("name", in_tiers(sorted(load_methods())))
 def test_every_method_with_none_one_and_many_anomalies(name, n, tmp_path):
     d = AnomalyDetector(name, **QUICK, **{"pool": 24} if name == "ahl" else {})
     anomalies = {"dent": DENTS, "scratch": SCRATCHES} if n == 8 else DENTS[:1] if n else None

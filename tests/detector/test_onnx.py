@@ -9,7 +9,7 @@ import venv
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, picture, python, succeeded
+from conftest import REPO, in_tiers, picture, python, succeeded
 from PIL import Image
 
 from dra_nb.core import DraError
@@ -53,7 +53,7 @@ def file(detector, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", sorted(load_methods()))
+@pytest.mark.parametrize("name", in_tiers(sorted(load_methods())))
 def test_says_what_pytorch_says(name, tmp_path):
     d = AnomalyDetector(name, **QUICK, **{"pool": 24} if name == "ahl" else {}).fit(
         GOOD, DENTS, **{"outliers": 255 - GOOD} if name == "saoe" else {}
@@ -81,11 +81,13 @@ def test_says_what_pytorch_says(name, tmp_path):
     [{"heads": ("pseudo", "residual")}, {"scales": 3, "n_reference": 2}, {"loss": "ce"}, {"backbone": "resnet18"}],
     ids=str,
 )
+@pytest.mark.slow
 def test_other_settings(settings, tmp_path):
     d = AnomalyDetector("dra", **QUICK | settings).fit(GOOD, DENTS)
     assert export_onnx(d, tmp_path / "x.onnx", repeats=0)["difference"] < 1e-3
 
 
+@pytest.mark.slow
 def test_trained_weights_at_an_odd_size(tmp_path):
     d = AnomalyDetector("dra", **QUICK | dict(image_size=75, epochs=3, steps=4)).fit(GOOD, DENTS)
     export_onnx(d, tmp_path / "x.onnx", repeats=0)
@@ -155,6 +157,7 @@ def test_what_cannot_be_written_leaves_no_file(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_backbone_that_cannot_be_written_is_named_with_what_would_help(tmp_path, capfd):
     "Positions that have to be stretched: refused before tracing; at the size of the training and one scale it works"
     pytest.importorskip("timm")

@@ -92,6 +92,7 @@ def test_what_does_not_fit_is_named(tmp_path):
         file.outputs(np.zeros((160, 220, 3), np.uint8))
 
 
+@pytest.mark.slow
 def test_the_command_says_how_fast_it_is(tmp_path):
     for name, settings, said in (
         ("t", dict(tiles=2), "photo of 1024 x 768"),

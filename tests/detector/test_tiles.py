@@ -148,6 +148,7 @@ def test_tiles_go_through_the_network_in_batches(tiled, monkeypatch):
     assert counts == [(60, 32)]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_photos(tiled):
     def peak(n):
         tracemalloc.start()
@@ -178,6 +179,7 @@ def test_only_marked_tiles_of_anomalies_are_learnt(folder, tmp_path):
     assert len(data.split(data.given, 0).normal) == len(data.normal) * per_photo
 
 
+@pytest.mark.slow
 def test_without_masks_the_tile_that_stands_out_is_learnt(folder):
     detector = AnomalyDetector("dra", tiles=6, epochs=1, steps=2, batch=9, **SMALL)
     detector.fit(folder / "train/good", folder / "test/spot")

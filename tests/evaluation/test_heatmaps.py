@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import toys
+from conftest import in_tiers
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 from toys import SPLIT, STORE
 
@@ -120,7 +121,7 @@ def trained(name):
     return toys.trained(name)[0]
 
 
-@pytest.mark.parametrize("name", sorted(load_methods()))
+@pytest.mark.parametrize("name", in_tiers(sorted(load_methods())))
 def test_every_method_has_heat_maps(name):
     method, rows = trained(name), [30, 33, 50, 55]
     assert ("score" in map_kinds(method)) == load_methods()[name].maps and map_kinds(method)[-1] == "gradient"

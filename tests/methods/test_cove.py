@@ -56,6 +56,7 @@ def unsupervised(auroc, wood):
     return auroc(wood[1].given[:0])
 
 
+@pytest.mark.slow
 def test_given_anomalies_help(auroc, wood, unsupervised):
     with_ten, found = auroc(wood[1].given)
     assert with_ten > unsupervised[0] and with_ten > 0.97

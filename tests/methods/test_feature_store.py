@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import killed, python
+from conftest import in_tiers, killed, python
 from processes import end_all, ended, start_python
 from toys import noise
 
@@ -115,7 +115,7 @@ def test_cut_anywhere(file, tmp_path):
         assert len(set(calls)) == lost, (size, calls)
 
 
-@pytest.mark.parametrize("where", ["header", "table", "records"])
+@pytest.mark.parametrize("where", in_tiers(["header", "table", "records"], ["records"]))
 def test_any_byte_changed(file, tmp_path, where):
     "Digits, brackets, names, padding; places and checksums; values"
     whole, start = file.read_bytes(), RecordFile(file).start
@@ -225,7 +225,7 @@ features(folder).read(np.arange(12))
 """
 
 
-@pytest.mark.parametrize("point", ["between", "half a record", "records there, entries not"])
+@pytest.mark.parametrize("point", in_tiers(["between", "half a record", "records there, entries not"], ["between"]))
 def test_killed_and_repeated(tmp_path, point):
     "SIGKILL in the third of three chunks: the second run computes that chunk alone"
     done = python(KILLED, tmp_path, point, cwd=os.path.dirname(os.path.dirname(__file__)))
@@ -264,6 +264,7 @@ print(*calls)
 VIEW = View("cutmix", 90.0, 1)
 
 
+@pytest.mark.slow
 def test_two_processes_fill_the_same_files(tmp_path):
     "In different order, a few rows at a time: each row is computed and kept once, and both find the same"
     started = []

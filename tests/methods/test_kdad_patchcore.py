@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import mvtec_folder, short_spec
+from conftest import in_tiers, mvtec_folder, short_spec
 
 from dra_nb.core import DraError
 from dra_nb.evaluation.scoring import score
@@ -139,6 +139,7 @@ def vit(size, n=10):
 
 
 @pytest.mark.parametrize("backbone, size", [("timm:test_vit", 64), ("timm:vit_small_patch14_dinov2", 56)])
+@pytest.mark.slow
 def test_patchcore_takes_a_vision_transformer_as_it_is(backbone, size):
     "Without a setting: the stages of its only patch size, also 14 px"
     pytest.importorskip("timm")
@@ -179,7 +180,7 @@ def test_mlep_refuses_patches_that_no_doubling_reaches():
         assert found.score.isfinite().all() and found.map.shape == (2, 64, 64)
 
 
-@pytest.mark.parametrize("side", [33, 75, 100])
+@pytest.mark.parametrize("side", in_tiers([33, 75, 100], [75]))
 @torch.no_grad()
 def test_images_of_odd_size(side):
     from dra_nb.methods.patchcore import image_patches

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import in_tiers
 from toys import SPLIT, STORE
 
 from dra_nb.evaluation.scoring import score
@@ -31,7 +32,7 @@ def change_scale(monkeypatch):
     monkeypatch.setattr(PyramidEncoder, "__call__", lambda self, *inputs: (20 * m - 3 for m in encode(self, *inputs)))
 
 
-@pytest.mark.parametrize("name", ["devnet", "flos", "dra", "ahl"])
+@pytest.mark.parametrize("name", in_tiers(["devnet", "flos", "dra", "ahl"]))
 def test_the_scale_of_channels_does_not_matter(name, monkeypatch):
     _, plain = trained(name)
     change_scale(monkeypatch)

@@ -133,6 +133,7 @@ def test_gradient_reaches_every_parameter(name, images):
 @pytest.mark.parametrize(
     "name, prefix", [("timm:test_vit", 1), ("timm:vit_tiny_patch16_dinov3_qkvb", 5)]
 )  # class token; class token and registers
+@pytest.mark.slow
 def test_patches_of_a_transformer_are_its_tokens_in_their_places(name, prefix):
     b = create_backbone(name).eval()
     x = torch.randn(1, 3, 64, 48)
@@ -146,6 +147,7 @@ def test_patches_of_a_transformer_are_its_tokens_in_their_places(name, prefix):
     )
 
 
+@pytest.mark.slow
 def test_positions_of_dinov2_follow_the_image_size():
     with torch.device("meta"):
         b = create_backbone("timm:vit_small_patch14_dinov2.lvd142m").eval()  # shapes alone

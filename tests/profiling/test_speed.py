@@ -48,6 +48,7 @@ def test_the_parts_sum_to_the_time_of_a_step(case):
     assert 0.3 < parts.sum() / np.median(steps) < 3 and len(steps) == 5
 
 
+@pytest.mark.slow
 def test_a_slow_part_is_named(case, monkeypatch):
     "Each part that is slowed down by 100 ms gets these 100 ms, and no other does"
     before = step_parts(case, warm=1)
@@ -122,6 +123,7 @@ def test_released_computes_in_float32(case):
     assert new_learner(case).optimiser.defaults["fused"]
 
 
+@pytest.mark.slow
 def test_fit_and_bare_steps_take_time_in_proportion(case):
     run_bare(case)
     found = in_turn(
@@ -204,6 +206,7 @@ print(plain, inside, kept, memory_mb(cpu) - start, faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+@pytest.mark.slow
 def test_freed_memory_is_used_again_and_given_back():
     plain, inside, kept, left, after = map(float, succeeded(python(RECYCLED)).stdout.split())
     assert plain > 10_000 and inside < 100 and kept > 90 and left < 10 and after > 5_000

@@ -470,6 +470,7 @@ def test_files(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+@pytest.mark.slow
 def test_latex_compiles(tmp_path):
     tex = write_claims(check_claims({t: as_ours(t) for t in TABLES}), tmp_path)["tex"]
     (tmp_path / "page.tex").write_text(

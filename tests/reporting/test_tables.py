@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import in_tiers
 
 from dra_nb.experiments.published import published
 from dra_nb.reporting.cells import compare_runs
@@ -125,7 +126,7 @@ def files(tmp_path_factory):
     return {kind: write(i, kind) for i, kind in enumerate(KINDS)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", in_tiers(KINDS, ["hard"]))
 def test_latex_compiles(files, kind, tmp_path):
     if not shutil.which("pdflatex"):
         if os.environ.get("DRA_NB_GATE"):

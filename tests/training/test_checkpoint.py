@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import killed, python
+from conftest import in_tiers, killed, python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interruptions import SPLIT, STORE, Stop, new, short, small_store, stops, train, undisturbed
@@ -53,7 +53,10 @@ STAGES = {
 }  # between the stages, then in the second
 
 
-@pytest.mark.parametrize("name, precision", [*((n, "fp32") for n in LEARNERS), ("ahl", "bf16"), ("dra", "bf16")])
+WAYS = [*((n, "fp32") for n in LEARNERS), ("ahl", "bf16"), ("dra", "bf16")]
+
+
+@pytest.mark.parametrize("name, precision", in_tiers(WAYS, [w for w in WAYS if w[0] != "ahl"]))
 def test_interrupted_again_and_again(name, precision, tmp_path):
     path, before = tmp_path / "a.ckpt", torch.get_rng_state()
     for place, n in [*POINTS, *STAGES.get(name, []), ("finish", 0)]:
@@ -117,7 +120,10 @@ t.train(name, method, checkpoint=sys.argv[5], checkpoint_every=1)
 """
 
 
-@pytest.mark.parametrize("name, place, n, epochs", [("ahl", "training_step", 10, 4), ("dra", "write", 2, 1)])
+KILLED = [("dra", "write", 2, 1), ("ahl", "training_step", 10, 4)]
+
+
+@pytest.mark.parametrize("name, place, n, epochs", in_tiers(KILLED, KILLED[:1]))
 def test_killed(name, place, n, epochs, tmp_path):
     "SIGKILL in the second stage, and in the middle of a write; another process goes on"
     path = tmp_path / "a.ckpt"

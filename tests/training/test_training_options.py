@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import in_tiers
 from torch.overrides import TorchFunctionMode
 from toys import OUTLIERS, SPLIT, STORE, new, short
 
@@ -274,6 +275,7 @@ def test_compiled():
         fit(Tiny(), STORE, SPLIT, SHORT, compute=Compute("cpu", compile="fastest"))
 
 
+@pytest.mark.slow
 def test_no_compiler_is_said(monkeypatch):
     monkeypatch.setenv("CXX", "/no/such/compiler")
     torch._dynamo.reset()
@@ -404,7 +406,7 @@ FROZEN = {
 }
 
 
-@pytest.mark.parametrize("name", FROZEN)
+@pytest.mark.parametrize("name", in_tiers(FROZEN))
 def test_every_method_that_can_be_frozen(name):
     "It learns from features, its backbone does not change, and features score as the images that they come from"
     method = create_method(name, backbone="resnet18_stage2", frozen=True, **FROZEN[name])
