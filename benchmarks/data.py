@@ -160,12 +160,12 @@ def catalog_rows(args, tmp: Path) -> list:
 
 
 def contents_rows(args, tmp: Path) -> list:
-    "As many files as ELPV has, of its kind"
-    kind = next(iter(KINDS))
-    root = image_folder(tmp / "contents", KINDS[kind], 2624, distinct=2624)
+    "Files of the kind that ELPV has, all of them different"
+    kind, n = next(iter(KINDS)), args.contents
+    root = image_folder(tmp / "contents", KINDS[kind], n, distinct=n)
     found = alone(measure_contents, root, args.repeats)
     shutil.rmtree(root)
-    return [row("contents: hash all files", f"2624 files, {kind}", "s", found, "below 0.5")]
+    return [row("contents: hash all files", f"{n} files, {kind}", "s", found, "below 0.5")]
 
 
 def build_rows(args, tmp: Path, kind: str) -> list:
@@ -205,7 +205,7 @@ def measure(args, tmp: Path) -> list:
     "Everything, one after the other; what is no longer needed is removed"
     say(f"catalog of {args.files} files")
     rows = catalog_rows(args, tmp)
-    say("contents of 2624 files")
+    say(f"contents of {args.contents} files")
     rows += contents_rows(args, tmp)
     for kind in KINDS:
         say(f"store of {args.build_images} images: {kind}")
@@ -228,6 +228,7 @@ NOTES = """
 if __name__ == "__main__":
     p = parser(__doc__)
     p.add_argument("--files", type=positive, default=100_000, help="files of the catalog (default 100000)")
+    p.add_argument("--contents", type=positive, default=2624, help="files whose bytes are hashed (default 2624, ELPV)")
     p.add_argument(
         "--build-images", type=positive, default=1000, help="images of the race with the loop (default 1000)"
     )

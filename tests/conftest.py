@@ -133,12 +133,7 @@ def mvtec_folder(root, n_train=12, n_test=4, classes=None, size=64):
 
 def python(code, *args, cwd=None, timeout=300, **env):
     "Run Python code in a process of its own: returncode, stdout, stderr"
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        **{k: str(v) for k, v in env.items()},
-    }
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in env.items()}}
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, args)],
         cwd=cwd,

@@ -23,7 +23,7 @@ TRIALS = {  # name of the files -> command line
     "small_defects": "small_defects.py --materials weave --side 256 --size 48 --tiles 1 2 --normals 14 --given 2 "
     "--tested 4",
     "records": "records.py --records 20",
-    "data": "data.py --files 150 --build-images 100 --memory-images 100 --batch-images 120 --size 32",
+    "data": "data.py --files 150 --contents 100 --build-images 100 --memory-images 100 --batch-images 120 --size 32",
     "scheduling": "scheduling.py --runs 10 --executors serial",
     "features": "features.py --backbone resnet18_stage2 --weights none --size 64 --images 4 --bank 8",
 }
