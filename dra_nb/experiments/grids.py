@@ -179,8 +179,11 @@ def select_columns(
 
 def column_seeds(column: str, artefact: Artefact, profile: Profile, only: Selection) -> tuple:
     "The seeds of a column: those asked for, else those of the profile or the first of them; a picture has one"
-    seeds = only.seeds or profile.seeds[: 3 if column in profile.slow else artefact.most_seeds]
-    return seeds[:1] if artefact.few else seeds
+    if only.seeds:
+        return only.seeds[:1] if artefact.few else only.seeds
+    if artefact.few or column in profile.slowest:
+        return profile.seeds[:1]
+    return profile.seeds[: 3 if column in profile.slow else artefact.most_seeds]
 
 
 def column_shots(column: str, artefact: Artefact, profile: Profile, only: Selection) -> tuple:

@@ -33,7 +33,8 @@ class Profile:
     medical: str = ""  # external dataset instead, for medical images (section 4.1); "": none
     cross: tuple = ("textures",)  # datasets of the cross-domain protocol (appendix C.3)
     precision: str = "fp32"  # of convolutions, where none is asked for
-    slow: tuple = ()  # columns whose runs take minutes: the first three seeds alone
+    slow: tuple = ()  # columns whose runs take about a minute: the first three seeds alone
+    slowest: tuple = ()  # and those whose runs take several: the first seed
     settings: dict = field(default_factory=dict)  # of methods that are made smaller, by name
 
     def schedule(self, own: Schedule) -> Schedule:
@@ -42,7 +43,7 @@ class Profile:
 
 # %% ../../nbs/experiments/profiles.ipynb #08c75ea9
 _OVER_A_MINUTE = (
-    *("dra", "mlep", "kdad", "ahl", "ahl_devnet", "dra3ar", "dra_nr1", "dra_nr10", "dra_bce", "dra_focal"),
+    *("dra", "mlep", "kdad", "dra3ar", "dra_nr1", "dra_nr10", "dra_bce", "dra_focal"),
     *("dra_cp_scar", "dra_cp_mix", "dra_mvtec", "dra_retrained"),
     *(f"dra_from_{material}" for material in ("metal", "tiles", "weave", "wood")),
 )
@@ -59,6 +60,7 @@ _ON_CPU = {
         backbones=_ALL_STAGES,
         frozen=True,
         slow=_OVER_A_MINUTE,
+        slowest=("ahl", "ahl_devnet"),
     ),
     "cpu-finetune": Profile(
         ("elpv", "brainmri"),

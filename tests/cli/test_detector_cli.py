@@ -318,7 +318,7 @@ def test_score_writes_rows_and_overlays(model, inbox, tmp_path):
     ]
     expected = list(AnomalyDetector.load(model, "cpu").score_stream(names, batch=2))
     table, lines = (
-        pd.read_csv(out / "scores.csv"),
+        pd.read_csv(out / "scores.csv", float_precision="round_trip"),
         [json.loads(o) for o in (out / "scores.jsonl").read_text().splitlines()],
     )
     assert table.name.tolist() == [o["name"] for o in lines] == names
