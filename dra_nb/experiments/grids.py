@@ -176,7 +176,7 @@ def select_columns(
         return [m for m in names if m in methods] if methods else names
     return list(methods or artefact.methods or profile.methods)
 
-
+# %% ../../nbs/experiments/grids.ipynb #98470f82
 def column_seeds(column: str, artefact: Artefact, profile: Profile, only: Selection) -> tuple:
     "The seeds of a column: those asked for, else those of the profile or the first of them; a picture has one"
     if only.seeds:

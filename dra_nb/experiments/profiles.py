@@ -25,7 +25,7 @@ class Profile:
     batch: int | None = None  # images per step
     weights: str = "imagenet"  # default weights; "none": random
     backbone: str = "resnet18"
-    backbones: dict = field(default_factory=dict)  # of methods that do not have that of all, by name
+    backbones: dict = field(default_factory=dict)  # of methods that have another, by name
     frozen: bool = False  # train heads alone, see methods.frozen
     categories: tuple = ()  # (): all
     known_classes: tuple = ()  # of the hard setting; (): all
@@ -33,8 +33,8 @@ class Profile:
     medical: str = ""  # external dataset instead, for medical images (section 4.1); "": none
     cross: tuple = ("textures",)  # datasets of the cross-domain protocol (appendix C.3)
     precision: str = "fp32"  # of convolutions, where none is asked for
-    slow: tuple = ()  # columns whose runs take about a minute: the first three seeds alone
-    slowest: tuple = ()  # and those whose runs take several: the first seed
+    slow: tuple = ()  # columns of a minute per run: three seeds
+    slowest: tuple = ()  # of several minutes: one seed
     settings: dict = field(default_factory=dict)  # of methods that are made smaller, by name
 
     def schedule(self, own: Schedule) -> Schedule:
