@@ -3,6 +3,7 @@
 import threading
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 
 import pretend_runs
 import pytest
@@ -172,7 +173,11 @@ def test_checkpoints_go_when_the_record_is_there_and_features_come(tmp_path, mon
         (dict(retries=-1), "retries must be"),
         (dict(executor=ExecutorOptions(runs_per_device="2")), "runs per device must be"),
         (dict(executor=ExecutorOptions(address="tcp://a:1")), "address is an option of the dask executor"),
-        (dict(executor=ExecutorOptions("dask", address="a:1")), "tcp://host:port"),
+        pytest.param(
+            dict(executor=ExecutorOptions("dask", address="a:1")),
+            "tcp://host:port",
+            marks=pytest.mark.skipif(find_spec("distributed") is None, reason="dask is not installed"),
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_first(tmp_path, how, message):
