@@ -265,7 +265,7 @@ def test_half_of_the_image_has_to_fit_too():
         method.training_step(batch(80))
 
 
-@pytest.mark.skipif("test_vit_relpos" not in timm.list_models(), reason="timm below 1.0.25 has no such small network")
+@pytest.mark.skipif("test_vit_relpos" not in timm.list_models(), reason="this timm has no small network of one size")
 def test_one_size_only():
     b = create_backbone("timm:test_vit_relpos")
     assert b.only == 160
