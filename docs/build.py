@@ -74,9 +74,9 @@ def copy_notebook(file, target):
 
 
 def made(pattern):
-    "Committed results of that name, each of the first profile that has it"
+    "Committed results of that name, each of the largest profile that has it"
     found = {}
-    for profile in ("cpu-finetune", "cpu", "paper"):
+    for profile in ("cpu", "paper"):
         found |= {file.name: file for file in (ROOT / "outputs" / profile).glob(pattern)}
     return [found[name] for name in sorted(found)]
 
@@ -234,8 +234,7 @@ def write_gallery():
     lines = [
         "# Tables and figures",
         "",
-        "Made by `dra_nb reproduce` at profile `cpu`, or `cpu-finetune` where that has not been run yet;",
-        "committed with their records.",
+        "Made by `dra_nb reproduce` at profile `cpu`; committed with their records.",
         "",
     ]
     lines.append('<div class="gallery">')
