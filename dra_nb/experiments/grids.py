@@ -170,11 +170,11 @@ def select_columns(
     rows: list,  # of a dataset
     methods: tuple,  # (): all
 ) -> list:
-    "The names of the variants of an artefact; in the cross-domain table one for each category"
+    "The names of the variants of an artefact, or those asked for; in the cross-domain table one for each category"
     if artefact.settings == ("cross_domain",):
         names = [*(f"dra_from_{row.category}" for row in rows), "kdad"]
         return [m for m in names if m in methods] if methods else names
-    return list(methods or artefact.methods or profile.methods)
+    return list(methods) or [m for m in artefact.methods or profile.methods if m not in profile.left_out]
 
 # %% ../../nbs/experiments/grids.ipynb #98470f82
 def column_seeds(column: str, artefact: Artefact, profile: Profile, only: Selection) -> tuple:
