@@ -36,7 +36,7 @@ class Profile:
     slow: tuple = ()  # columns of a minute per run: three seeds
     slowest: tuple = ()  # of two minutes: one seed
     left_out: tuple = ()  # of more: run where they are asked for
-    settings: dict = field(default_factory=dict)  # of methods that are made smaller, by name
+    settings: dict = field(default_factory=dict)  # of methods made smaller, by name
 
     def schedule(self, own: Schedule) -> Schedule:
         "The schedule of a method at this size"
@@ -45,7 +45,7 @@ class Profile:
 # %% ../../nbs/experiments/profiles.ipynb #08c75ea9
 _OVER_A_MINUTE = (
     *("dra", "mlep", "kdad", "dra3ar", "dra_nr1", "dra_nr10", "dra_bce", "dra_focal"),
-    *("dra_cp_scar", "dra_cp_mix", "dra_mvtec", "dra_retrained"),
+    *("dra_cutmix", "dra_cp_scar", "dra_cp_mix", "dra_mvtec", "dra_retrained"),
     *(f"dra_from_{material}" for material in ("metal", "tiles", "weave", "wood")),
 )
 _ALL_STAGES = {"cove": "efficientnet_lite0"}
