@@ -15,7 +15,7 @@ from .failures import describe_error, error_traceback
 from .provenance import now, software
 from .record_files import write_json
 from .records import Runs
-from .score_tables import FEATURES, table_problem
+from .score_tables import FEATURES, is_score, table_problem
 from .spec import RunSpec
 
 # %% ../../nbs/experiments/record_writing.ipynb #65ca8ee1
@@ -29,7 +29,7 @@ def _scores_checksum(runs, spec):
 
 def _write_scores(path, scores):
     "Write scores as small as they go: a study has thousands of these files, and they are kept in a repository"
-    numbers = [c for c in scores.columns if c.startswith("score")]
+    numbers = [c for c in scores.columns if is_score(c)]
     scores.to_parquet(
         path,
         index=False,
