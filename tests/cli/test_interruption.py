@@ -22,7 +22,8 @@ pytestmark = pytest.mark.slow
 HOW = dict(image_size=32, backbone="resnet18_stage2", weights=None, device="cpu")
 # In a process of its own: the detector waits in its n-th batch until the test has sent its signal
 SLOW = """
-import sys, threading
+import signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell takes it away from what it starts in the background
 import dra_nb.detector.scorer as module
 from dra_nb.cli.main import main
 judge, calls, n = module.judge, [], int(sys.argv[1])
