@@ -44,6 +44,7 @@ FAST_METHODS = ("cove", "dra", "patchcore")  # of a test that every method passe
 
 def in_tiers(values, fast=FAST_METHODS):
     "Values for `parametrize`: the others than the fast ones are marked slow"
+    assert any(value in fast for value in values), f"none of {list(values)} is left in the fast tier"
     several = [value if isinstance(value, tuple) else (value,) for value in values]
     return [pytest.param(*row, marks=() if value in fast else pytest.mark.slow) for value, row in zip(values, several)]
 

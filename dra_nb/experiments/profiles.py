@@ -35,7 +35,7 @@ class Profile:
     precision: str = "fp32"  # of convolutions, where none is asked for
     slow: tuple = ()  # columns of a minute per run: three seeds
     slowest: tuple = ()  # of two minutes: one seed
-    left_out: tuple = ()  # of more: run where they are asked for
+    left_out: tuple = ()  # of more: only if asked for by name
     settings: dict = field(default_factory=dict)  # of methods made smaller, by name
 
     def schedule(self, own: Schedule) -> Schedule:
