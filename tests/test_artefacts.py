@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 
-import nbformat
+import notebook_files
 import numpy as np
 import pandas as pd
 import pytest
@@ -67,7 +67,7 @@ def test_missing_sources_are_named_gaps(smoke):
 
 @pytest.mark.parametrize("name", list(ARTEFACTS))
 def test_the_notebook_ran_to_its_end(smoke, name):
-    nb = nbformat.read(smoke / f"{ARTEFACTS[name].notebook}.ipynb", 4)
+    nb = notebook_files.read(smoke / f"{ARTEFACTS[name].notebook}.ipynb")
     code = [c for c in nb.cells if c.cell_type == "code"]
     assert all(c.execution_count for c in code) and not [o for c in code for o in c.outputs if o.output_type == "error"]
 

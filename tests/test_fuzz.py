@@ -8,6 +8,7 @@ import math
 import os
 
 import forking
+import notebook_files
 import numpy as np
 import pytest
 import torch
@@ -266,14 +267,10 @@ def little():
 @pytest.fixture(scope="module")
 def translated():
     "Python code that papermill puts into a notebook for some values"
-    import nbformat
     from papermill.parameterize import parameterize_notebook
 
     def translate(values):
-        nb = nbformat.v4.new_notebook(
-            metadata=dict(papermill={}, kernelspec=dict(name="python3", display_name="", language="python")),
-            cells=[nbformat.v4.new_code_cell("", metadata=dict(tags=["parameters"]))],
-        )
+        nb = notebook_files.notebook("")
         return next(
             c.source
             for c in parameterize_notebook(nb, values).cells

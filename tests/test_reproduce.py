@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-import nbformat
+import notebook_files
 import pandas as pd
 import pytest
 from conftest import REPO, dra_nb, mvtec_folder, records, succeeded
@@ -86,7 +86,7 @@ def test_table_holds_the_records(study, first):
 
 
 def test_notebook_is_executed_with_the_parameters(study, first):
-    nb = nbformat.read(study[0] / "out" / "smoke" / "table1_general.ipynb", 4)
+    nb = notebook_files.read(study[0] / "out" / "smoke" / "table1_general.ipynb")
     injected = [c.source for c in nb.cells if "injected-parameters" in c.metadata.get("tags", [])]
     assert (
         len(injected) == 1
@@ -200,13 +200,8 @@ def notebook(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def put(*cells, tags=("parameters",)):
-        nb = nbformat.v4.new_notebook(
-            metadata={"kernelspec": dict(name="python3", display_name="python3", language="python")},
-            cells=[nbformat.v4.new_code_cell(c) for c in cells],
-        )
-        nb.cells[0].metadata["tags"] = list(tags)
-        nbformat.write(nb, tmp_path / "given.ipynb")
-        monkeypatch.setattr(paper_notebooks, "notebook_path", lambda name: tmp_path / "given.ipynb")
+        given = notebook_files.write(notebook_files.notebook(*cells, tags=tags), tmp_path / "given.ipynb")
+        monkeypatch.setattr(paper_notebooks, "notebook_path", lambda name: given)
         return tmp_path / "out" / "done.ipynb"
 
     return put
@@ -224,7 +219,7 @@ def test_failing_notebook_is_kept_and_marked(study, first, notebook, monkeypatch
         cli.main()
     err = capsys.readouterr().err
     assert end.value.code == 2 and "ZeroDivisionError" in err and str(target) in err and "Traceback" not in err
-    nb = nbformat.read(target, 4)
+    nb = notebook_files.read(target)
     marks = [c for c in nb.cells if "papermill-error-cell-tag" in c.metadata.get("tags", [])]
     assert marks and any("raceback" in str(o) for c in nb.cells if c.source == "one/0" for o in c.outputs)
     assert [c.execution_count for c in nb.cells if c.source == "two = 2"] == [None]

@@ -3,7 +3,7 @@
 import json
 import sys
 
-import nbformat
+import notebook_files
 import pytest
 
 from dra_nb.cli import main as cli
@@ -26,15 +26,11 @@ def register(folder, text, name="python3"):
 
 def which_python(folder, monkeypatch, kernel="python3"):
     "What the kernel of an executed notebook says it is"
-    notebook = nbformat.v4.new_notebook(
-        metadata={"kernelspec": dict(name=kernel, display_name="x", language="python")},
-        cells=[nbformat.v4.new_code_cell("a = 0", metadata={"tags": ["parameters"]})],
-    )
-    notebook.cells.append(nbformat.v4.new_code_cell("import sys, dra_nb; print(a, sys.executable)"))
-    nbformat.write(notebook, folder / "given.ipynb")
-    monkeypatch.setattr(paper_notebooks, "notebook_path", lambda name: folder / "given.ipynb")
+    cells = "a = 0", "import sys, dra_nb; print(a, sys.executable)"
+    given = notebook_files.write(notebook_files.notebook(*cells, name=kernel), folder / "given.ipynb")
+    monkeypatch.setattr(paper_notebooks, "notebook_path", lambda name: given)
     paper_notebooks.run_notebook("any", folder / "done.ipynb", a=1)
-    return nbformat.read(folder / "done.ipynb", 4).cells[-1].outputs[0].text.strip()
+    return notebook_files.read(folder / "done.ipynb").cells[-1].outputs[0].text.strip()
 
 
 @pytest.mark.parametrize("what", OTHERS)

