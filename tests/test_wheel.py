@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import venv
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import REPO
 
 pytestmark = pytest.mark.slow
@@ -31,26 +34,22 @@ def place():
 
 @pytest.fixture(scope="module")
 def wheel(place):
-    source = (
-        place / "source"
-    )  # a build in the repository would leave its build folder there, and find what an older one left
-    shutil.copytree(
-        REPO, source, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "outputs", "__pycache__")
-    )
-    done = call(
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        source,
-        "--no-deps",
-        "--no-build-isolation",
-        "--wheel-dir",
-        place / "dist",
-        cwd=place,
-    )
+    "The wheel, built from a copy: in the repository a build would find what an older one left, and leave as much"
+    source = place / "source"
+    left_out = (".*", "build", "dist", "*.egg-info", "outputs", "__pycache__")
+    shutil.copytree(REPO, source, ignore=shutil.ignore_patterns(*left_out))
+    build = (sys.executable, "-m", "pip", "wheel", source, "--no-deps", "--no-build-isolation")
+    done = call(*build, "--wheel-dir", place / "dist", cwd=place)
     assert done.returncode == 0, done.stderr[-2000:]
     return next((place / "dist").glob("*.whl"))
+
+
+def share_pytorch(site):
+    "Link PyTorch into an environment, where the system has links: 5 GB that pip would only unpack once more"
+    for package in Path(torch.__file__).parents[1].iterdir():
+        if re.match(r"(torch|torchgen|functorch|triton|nvidia\w*|cuda_\w+)(-[\d.]+\S*\.dist-info)?$", package.name):
+            with suppress(OSError):
+                (site / package.name).symlink_to(package)
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +57,9 @@ def installed(place, wheel):
     "The folder with the programs of the new environment"
     venv.create(place / "env", with_pip=True)
     programs = place / "env" / ("Scripts" if os.name == "nt" else "bin")
-    done = call(
-        programs / "python",
-        "-m",
-        "pip",
-        "install",
-        "--no-cache-dir",
-        "--no-compile",  # what is imported is compiled then
-        "-c",
-        REPO / "constraints.txt",
-        f"{wheel}[lite]",
-        cwd=place,
-    )
+    share_pytorch(next((place / "env").rglob("site-packages")))
+    install = (programs / "python", "-m", "pip", "install", "--no-cache-dir", "--no-compile")  # compiled if imported
+    done = call(*install, "-c", REPO / "constraints.txt", f"{wheel}[lite]", cwd=place)
     assert done.returncode == 0, done.stderr[-2000:]
     return programs
 
