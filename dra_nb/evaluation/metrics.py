@@ -9,7 +9,6 @@ __all__ = ['auroc', 'average_precision', 'check_finite_scores', 'ImageMetrics', 
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ..core import DraError
 
@@ -23,6 +22,8 @@ def auroc(
     anomaly,  # (m,) scores of anomalies, m at least 1
 ) -> float:  # in [0, 1]; chance: 0.5
     "Area under the ROC curve: the chance that an anomaly scores above a normal"
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(*_labelled(normal, anomaly)))
 
 
@@ -31,6 +32,8 @@ def average_precision(
     anomaly,
 ) -> float:  # in [0, 1]; chance: m / (n + m)
     "Area under the precision-recall curve, as a sum over the anomalies"
+    from sklearn.metrics import average_precision_score
+
     return float(average_precision_score(*_labelled(normal, anomaly)))
 
 # %% ../../nbs/evaluation/metrics.ipynb #5bafc3fc
@@ -83,7 +86,7 @@ def evaluate(
 
     return ImageMetrics(
         auroc=part(anomaly),
-        ap=float(average_precision_score(labels, scores)),
+        ap=average_precision(normal, scores[anomaly]),
         auroc_seen=part(anomaly & seen),
         auroc_unseen=part(anomaly & ~seen),
         n_normal=len(normal),

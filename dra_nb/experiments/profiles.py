@@ -92,7 +92,7 @@ PROFILES = {
         known_classes=("color",),
         methods=("patchcore", "devnet", "flos", "dra"),
         outliers="textures",
-        settings={"ahl": dict(second=0.3, inner=1, history=1)},
+        settings={"ahl": dict(second=0.1, inner=1, history=1)},
     ),
     **_ON_CPU,
     "paper": Profile(
