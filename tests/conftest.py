@@ -22,21 +22,32 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: runs in `make test-all` alone")
 
 
-LONG = (  # files that take minutes: first, so that no process is left alone with one of them at the end
+LONG = (  # files of half a minute and more: first, so that no process is left alone with one of them at the end
     "tests/test_wheel.py",
-    "tests/methods/test_methods.py",
+    "tests/detector/test_onnx.py",
     "tests/test_site.py",
     "tests/profiling/test_benchmarks.py",
-    "tests/detector/test_jupyter.py",
-    "tests/test_fuzz.py",
-    "tests/experiments/test_faults.py",
     "tests/test_reproduce.py",
+    "tests/methods/test_methods.py",
+    "tests/cli/test_cli.py",
+    "tests/experiments/test_executors.py",
+    "tests/detector/test_jupyter.py",
+    "tests/training/test_determinism.py",
+    "tests/experiments/test_faults.py",
+    "tests/methods/test_fidelity.py",
+    "tests/training/test_training_options.py",
+    "tests/training/test_checkpoint.py",
 )
 
 
 def pytest_collection_modifyitems(items):
+    "The long files first, the others in the random order that pytest-randomly has put them in"
     places = {file: i for i, file in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(LONG)))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    terminalreporter.write_line(f"the order again: pytest --randomly-seed={config.getoption('randomly_seed')}")
 
 
 FAST_METHODS = ("cove", "dra", "patchcore")  # of a test that every method passes, these are in the fast tier
