@@ -1,6 +1,7 @@
 """Print the lowest versions that the package admits, as constraints of pip: the lower bounds of settings.ini.
 
-python .ci/lowest.py > lowest.txt && pip install -c lowest.txt -e ".[notebooks,lite,export,stats]" pytest pytest-xdist pytest-randomly
+python .ci/lowest.py > lowest.txt && pip install -c lowest.txt -e ".[notebooks,lite,export,stats]" pytest pytest-xdist
+pytest-randomly
 """
 
 import re

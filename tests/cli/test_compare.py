@@ -20,6 +20,7 @@ def command(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_outliers_are_asked_for_and_taken(command, tmp_path):
     status, _, message = command()
     assert status == 2 and "saoe" in message and "--outliers" in message

@@ -28,6 +28,7 @@ def model(photos, tmp_path_factory):
     return file
 
 
+@pytest.mark.slow
 def test_score_and_eval_use_the_tiles_of_the_model(photos, model, tmp_path):
     status, _, err = call("score", model, photos / "test", "--out", tmp_path / "out", "--batch", "8")
     assert status == 1, err

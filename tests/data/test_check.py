@@ -37,6 +37,7 @@ def linked(source, target):
     return target
 
 
+@pytest.mark.slow
 def test_complete_elpv(shared):
     check = check_dataset("elpv", shared / "data")
     assert check.ok and check.unknown == () and check.missing == () and check.explained == ""

@@ -45,6 +45,7 @@ def test_a_run(place, tmp_path):
     assert spec_from_dict(json.loads(json.dumps(record.spec))) == cross
 
 
+@pytest.mark.slow
 def test_the_source_matters(place, tmp_path):
     "Other seeds, and training on the target itself, give other scores"
     runs, specs = Runs(tmp_path), [spec(), spec(seed=1), replace(spec(), source="", protocol="general")]

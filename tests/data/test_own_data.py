@@ -32,6 +32,7 @@ def test_a_run_on_crops_from_a_csv(tmp_path):
     }  # two crops each; ten anomalies are withheld
 
 
+@pytest.mark.slow
 def test_any_folder_serves_as_outliers(tmp_path):
     "A run takes its pseudo anomalies from a folder of pictures in no layout; as a dataset such a folder is refused"
     from dra_nb.experiments.context import RunContext

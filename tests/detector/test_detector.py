@@ -26,6 +26,7 @@ def detector(folder):
     return small_detector(folder)
 
 
+@pytest.mark.slow
 def test_learns_from_whatever_images_come_as(folder, detector):
     good, bad = (
         sorted(map(str, (folder / "good").iterdir())),

@@ -23,6 +23,7 @@ def detector(folder):
     return small_detector(folder)
 
 
+@pytest.mark.slow
 def test_threshold_of_a_detector(folder):
     validation = (images("good", 8, 7), {"dent": images("dent", 3, 8), "ink": images("scratch", 3, 9)})
     d = AnomalyDetector("dra", threshold="f1", **QUICK).fit(folder / "good", folder / "bad", validation=validation)
@@ -66,6 +67,7 @@ def test_threshold_of_a_detector(folder):
     }  # not trained on, so they may choose
 
 
+@pytest.mark.slow
 def test_left_out_classes_and_parts(folder):
     d = AnomalyDetector("devnet", **QUICK).fit(folder / "good", folder / "bad", check=("unseen", "seen"))
     left = d.report_.frame[d.report_.frame.role.str.startswith("left out")]
@@ -90,6 +92,7 @@ def test_left_out_classes_and_parts(folder):
     says("unknown check", AnomalyDetector("devnet", **QUICK).fit, folder / "good", folder / "bad", check="unsen")
 
 
+@pytest.mark.slow
 def test_a_new_threshold_that_cannot_judge_what_was_left_out(folder, tmp_path):
     "is reported without it, saved and loaded; a rule that can brings it back"
     d = AnomalyDetector("devnet", **QUICK).fit(folder / "good", folder / "bad", check="unseen")
@@ -115,6 +118,7 @@ def test_a_method_without_anomalies_says_that_nothing_was_left_out(folder):
     assert few.summary_["schedule"]["anomalies"] == 0 and few.summary_["schedule"]["batch"] == 7
 
 
+@pytest.mark.slow
 def test_images_that_were_met_before_are_no_judges(folder, tmp_path):
     "Whatever their files are called; what nothing rests on may judge"
     fresh = images("good", 6, 7), images("dent", 3, 8)

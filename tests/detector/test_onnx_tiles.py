@@ -60,6 +60,7 @@ def test_says_what_python_says(settings, tmp_path):
         assert map_difference(ours.map, theirs["map"][0]) < 1e-3
 
 
+@pytest.mark.slow
 def test_heads_are_those_of_the_worst_tile(tmp_path):
     d = fitted("dra", tiles=2)
     file = exported(d, tmp_path / "x.onnx")
@@ -76,6 +77,7 @@ def test_a_method_without_maps(tmp_path):
     assert "map" not in file.outputs(NORMAL[0])
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_named(tmp_path):
     d = fitted(tiles=3)
     with pytest.raises(DraError, match="3 tiles along the longer side.*so its ONNX file takes photos"):

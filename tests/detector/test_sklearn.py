@@ -48,6 +48,7 @@ def test_labels_in_the_opposite_order_invert_no_scorer():
         cross_val_score(new(), X, labels, cv=2, scoring="roc_auc", error_score="raise")
 
 
+@pytest.mark.slow
 def test_pipeline_clone_grid_and_fitted():
     pipe = make_pipeline(new())
     with pytest.raises(NotFittedError):

@@ -59,6 +59,7 @@ def test_heat_is_where_the_defect_is_in_the_photo(tiled):
         assert tiled.overlay(large_photo(300 + i, SIZE, spot)).shape == (*SIZE[::-1], 3)
 
 
+@pytest.mark.slow
 def test_saved_detectors_keep_tiles_and_roi(folder, tiled, tmp_path):
     test = sorted(map(str, (folder / "test/spot").iterdir()))
     disc = np.hypot(*(np.mgrid[: SIZE[1], : SIZE[0]] - np.array(SIZE[::-1])[:, None, None] / 2)) < 150

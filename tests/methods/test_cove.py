@@ -75,6 +75,7 @@ def test_normals_taken_for_anomalies_do_no_harm(auroc, wood, unsupervised):
     assert auroc(wood[2])[0] > unsupervised[0] - 0.02
 
 
+@pytest.mark.slow
 def test_one_wrong_label_among_ten_does_no_harm(auroc, wood):
     given = wood[1].given
     assert abs(auroc(np.r_[given[:9], wood[2][:1]])[0] - auroc(given[:9])[0]) < 0.02

@@ -168,6 +168,7 @@ def test_patchcore_names_its_setting_where_it_cannot_choose():
         levels_of(SimpleNamespace(stage_reductions=(14, 14)), (8,))
 
 
+@pytest.mark.slow
 def test_mlep_refuses_patches_that_no_doubling_reaches():
     pytest.importorskip("timm")
     from dra_nb.methods.registry import create_method

@@ -213,6 +213,7 @@ def test_freed_memory_is_used_again_and_given_back():
     assert plain > 10_000 and inside < 100 and kept > 90 and left < 10 and after > 5_000
 
 
+@pytest.mark.slow
 def test_table_and_picture(tmp_path):
     table = measure_speed(
         [48, 32], batch=6, steps=1, repeats=1, compute=Compute("cpu", "fp32"), backbone="resnet18_stage2"

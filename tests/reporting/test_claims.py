@@ -434,6 +434,7 @@ def test_one_row_refutes_what_is_said_of_every_row():
     assert "fewer than a quarter" in table.reason["general_one_over_kdad"]
 
 
+@pytest.mark.slow
 def test_every_margin_has_the_sign_of_its_answer(in_print):
     both = check_claims({t: as_ours(t) for t in TABLES})
     turned = check_claims({t: as_ours(t, lambda v: 1 - v) for t in TABLES})

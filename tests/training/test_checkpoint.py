@@ -74,6 +74,7 @@ def test_every_method_was_meant():
     assert torch.equal(method.memory, again.memory) and not Path("never written").exists()
 
 
+@pytest.mark.slow
 def test_tuning_goes_on(tmp_path):
     "A training on one category and a tuning on another, each with its own file"
     a, b, normals = tmp_path / "fit.ckpt", tmp_path / "tune.ckpt", replace(SPLIT, given=np.array([], int))
