@@ -4,7 +4,6 @@ import json
 
 import pytest
 from conftest import REPO
-from papermill.cli import _resolve_type  # what `papermill -p name text` makes of a text
 
 from dra_nb.core import DraError
 from dra_nb.experiments.grids import Study, plan
@@ -18,6 +17,8 @@ class Planned(Exception):
 
 def planned(notebook, monkeypatch, **typed):
     "The study of a paper notebook with parameters as they are typed after -p; lists and numbers are given as they are"
+    from papermill.cli import _resolve_type  # what `papermill -p name text` makes of a text; slow to import
+
     cells = [c for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
     parameters, first = ("".join(c["source"]) for c in cells[:2])
     values = {k: _resolve_type(v) if isinstance(v, str) else v for k, v in typed.items()}
