@@ -13,9 +13,10 @@ BIN       := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 PIP       := $(BIN)/python -m pip install --progress-bar on --no-compile -c constraints.txt
 # files go to the two processes as they come, the long ones first (tests/conftest.py)
-PYTEST    := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+TESTS     := pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST    := $(BIN)/python -m $(TESTS)
 
-.PHONY: reproduce test test-all check notebooks readme house docs wheel
+.PHONY: reproduce test test-all check notebooks readme house coverage docs wheel
 
 reproduce: $(VENV)/.notebooks
 	$(BIN)/dra_nb reproduce $(ARTEFACTS) --profile $(PROFILE) --out $(OUT) $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
@@ -46,6 +47,18 @@ readme: $(VENV)/.dev
 # the limits of tests/test_house.py as a table
 house: $(VENV)/.dev
 	$(BIN)/python tests/test_house.py
+
+# branch coverage of dra_nb/ by notebooks, artefacts and tests together: twice the time of test-all, and a report
+coverage: export COVERAGE_FILE = $(CURDIR)/.coverage/data
+coverage: COVERED = OMP_NUM_THREADS=1 $(BIN)/coverage run --rcfile=$(CURDIR)/.ci/coverage.ini
+coverage: $(VENV)/.dev
+	$(PIP) coverage
+	rm -rf .coverage && mkdir .coverage
+	$(COVERED) .ci/covered_notebooks.py
+	$(COVERED) $(BIN)/dra_nb reproduce all --profile smoke --out outputs
+	$(COVERED) -m $(TESTS)
+	$(BIN)/coverage combine --rcfile=.ci/coverage.ini --quiet
+	$(BIN)/coverage report --rcfile=.ci/coverage.ini --skip-covered --sort=cover
 
 # the documentation site, in _docs/html
 docs: $(VENV)/.dev
