@@ -57,11 +57,12 @@ SPLIT = Split(
 OUTLIERS = Outliers(STORE, np.arange(30, 40))
 
 
-def new(name, seed=0):
+def new(name, seed=0, **settings):
     "A method with a small backbone; AHL with a small pool and one inner step"
-    settings = {"outliers": "toy"} if load_methods()[name].needs_outliers else {}
+    if load_methods()[name].needs_outliers:
+        settings["outliers"] = "toy"
     if name == "ahl":
-        settings = dict(pool=24, inner=1)
+        settings |= dict(pool=24, inner=1)
     return create_method(name, backbone="resnet18_stage2", seed=seed, **settings)
 
 

@@ -54,8 +54,6 @@ def left_out_counts(
     found = [[], []]
     for part in range(parts):
         own = [np.arange(len(o)) % parts == part for o in sides]
-        if all(o.all() for o in own):
-            continue
         threshold = choose_threshold(rule, *(o[~mine] for o, mine in zip(sides, own)))
         for verdicts, scores, mine in zip(found, sides, own):
             verdicts.extend(threshold.verdicts(scores[mine]))

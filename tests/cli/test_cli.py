@@ -374,3 +374,82 @@ def test_a_whole_paper_is_planned_without_data_or_weights(call, tmp_path):
     )
     status, _, err = call("reproduce", "table1", "--profile", "paper", "--data", "data")
     assert status == 2 and "nothing to run" in err and not (tmp_path / "outputs").exists()
+
+
+def pretend_to_fail(monkeypatch):
+    "Every run fails; the specs of those that were asked for"
+    from dra_nb.experiments import study
+    from dra_nb.experiments.progress import RunCounts
+    from dra_nb.experiments.record_writing import write_failure
+
+    seen = []
+
+    def pretended(specs, context, runs, **how):
+        seen.extend(specs)
+        write_failure(runs, specs[0], ValueError("the loss of head 'deviation' is nan"), attempts=1)
+        return RunCounts(failed=1)
+
+    monkeypatch.setattr(study, "run_missing", pretended)
+    return seen
+
+
+def test_a_run_that_fails_says_why(call, monkeypatch):
+    seen = pretend_to_fail(monkeypatch)
+    status, out, err = call(
+        "run", "textures", "--method", "devnet", "--backbone", "resnet18_stage2", "--weights", "none"
+    )
+    assert status == 2 and not out and "failed: ValueError: the loss of head 'deviation' is nan" in err
+    assert [spec.backbone for spec in seen] == ["resnet18_stage2"]
+
+
+@pytest.mark.parametrize("failed", [0, 3])
+def test_a_study_with_failed_runs_is_drawn_and_ends_with_1(call, monkeypatch, failed):
+    from dra_nb.cli import study_commands
+
+    drawn = []
+    monkeypatch.setattr(study_commands, "run_studies", lambda *args, **how: failed)
+    monkeypatch.setattr(study_commands, "draw_studies", lambda studies, *args: drawn.extend(studies))
+    assert call("reproduce", "table1", "--profile", "smoke")[0] == min(failed, 1)
+    assert [study.artefact.name for study in drawn] == ["table1"]
+
+
+def test_status_names_a_record_that_cannot_be_read(call, tmp_path):
+    runs = tmp_path / "outputs" / "smoke" / "runs"
+    runs.mkdir(parents=True)
+    (runs / "0123456789abcdef.json").write_text("{")
+    status, out, _ = call("status", "--profile", "smoke")
+    assert (
+        status == 0
+        and "0 runs done" in out
+        and "not readable: 0123456789abcdef: record" in out
+        and "ends too early" in out
+    )
+
+
+def test_a_place_for_scores_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    import os
+
+    from dra_nb.cli import score_files
+    from dra_nb.core import DraError
+    from dra_nb.evaluation.heat_scale import HeatScale
+
+    monkeypatch.setattr(os, "access", lambda *args: False)
+    with pytest.raises(DraError, match=f"{tmp_path} cannot be written to; pass another"):
+        score_files.check_writable(tmp_path / "scores.csv")
+    (tmp_path / "file").touch()
+    score_files.write_legend(HeatScale(0.0, 1.0, 0.5, 3), tmp_path / "file" / "legend.png")
+    assert "no legend of the overlays: " in capsys.readouterr().err
+
+
+def test_a_notebook_that_cannot_be_written(tmp_path, monkeypatch):
+    import papermill
+
+    from dra_nb.cli import paper_notebooks
+    from dra_nb.core import DraError
+
+    def full(*args, **how):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(papermill, "execute_notebook", full)
+    with pytest.raises(DraError, match="table1.ipynb cannot be written .No space left on device.; make room"):
+        paper_notebooks.run_notebook("table1_general", tmp_path / "table1.ipynb", profile="smoke")

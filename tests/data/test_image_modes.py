@@ -57,6 +57,11 @@ MODES = {  # name of the file: (write it, uint8 (SIDE, SIDE, 3) that is read)
     "palette_hidden.png": (lambda p: paletted().save(p, transparency=2), COLOURS[GREY // 64]),
     "palette_alphas.png": (lambda p: paletted().save(p, transparency=bytes([0, 90, 180, 255])), COLOURS[GREY // 64]),
     "grey_hidden.png": (lambda p: image(GREY).save(p, transparency=int(GREY[0, 0])), repeated(GREY)),
+    "rgb_hidden.png": (lambda p: image(RGB).save(p, transparency=tuple(map(int, RGB[0, 0]))), RGB),
+    "bits_hidden.png": (
+        lambda p: image(GREY > 99).save(p, transparency=0),
+        repeated((GREY > 99).astype(np.uint8) * 255),
+    ),
     "cmyk.tif": (lambda p: CMYK.save(p), np.asarray(CMYK.convert("RGB"))),
 }
 

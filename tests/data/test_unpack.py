@@ -248,3 +248,15 @@ def test_damaged_anywhere(box, ending):
             assert ending == "tar" or sorted(got.values()) == sorted(FILES.values())
             shutil.rmtree(box.folder / "out")
         assert box.untouched()
+
+
+def test_a_packing_that_python_does_not_know(box):
+    archive = box.files / "a.zip"
+    with zipfile.ZipFile(archive, "w") as made:
+        made.writestr("a.txt", "a" * 99)
+    content = bytearray(archive.read_bytes())
+    for mark, place in ((b"PK\3\4", 8), (b"PK\1\2", 10)):  # the number of the method, in both headers
+        at = content.index(mark) + place
+        content[at : at + 2] = (97).to_bytes(2, "little")  # WavPack
+    archive.write_bytes(content)
+    not_unpacked(box, archive, "cannot be unpacked by Python", "unpack it by hand")

@@ -662,3 +662,14 @@ def test_text_can_be_read_in_both_themes(page, theme):
 
     paper, text = light(page.js(ground)), [light(c) for c in page.js(inks)]
     assert text and all(abs(paper - v) > 130 for v in text), (theme, paper, text)
+
+
+def test_a_method_whose_maps_cannot_be_had_is_shown_without_them(detector, monkeypatch):
+    def none(*args):
+        raise DraError("this method has no gradient; use another kind of map")
+
+    monkeypatch.setattr(widgets, "judge", none)
+    found = report(detector, GOOD[:2], maps="auto")
+    assert [o.map for o in found.shown] == [None, None] and "no heat maps: this method has no gradient" in str(found)
+    with pytest.raises(DraError, match="no gradient"):
+        report(detector, GOOD[:2], maps="gradient")

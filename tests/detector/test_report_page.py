@@ -12,7 +12,7 @@ from small_detectors import QUICK, says
 
 from dra_nb.core import DraError
 from dra_nb.detector.detector import AnomalyDetector
-from dra_nb.detector.report_page import sides_of, worst_of, write_report
+from dra_nb.detector.report_page import Sides, meaning, sides_of, table_rows_of, worst_of, write_report
 from dra_nb.detector.widgets import explorer
 from dra_nb.evaluation.curves import auroc_interval, rate_curve
 
@@ -121,3 +121,11 @@ def test_intervals_are_honest_where_everything_is_found():
     assert area.auroc == 1 and 0.7 < area.low < 0.95
     with pytest.raises(DraError, match="Pass images of both"):
         auroc_interval([], [1.0])
+
+
+def test_the_band_of_review_is_explained_and_counted(parts):
+    d = AnomalyDetector("devnet", **SMALL, review=0.5, fpr=0.2).fit(parts / "train/good", parts / "test/dent")
+    found = d.evaluate(parts / "test/good", parts / "test/dent")
+    assert any("to a person" in line for line in meaning(d.threshold_, Sides(d.threshold_.normal, [], "")))
+    assert {len(row) for row in table_rows_of(found)} == {7}
+    assert sum(int(row[-1]) for row in table_rows_of(found) if row[-1]) == sum(o.review or 0 for o in found.rows)

@@ -1,5 +1,6 @@
 "Streams of images: broken ones among them, endless ones, sources that fail."
 
+import math
 import os
 import tracemalloc
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_detectors import DENTS, GOOD, parts_folder, says, small_detector
+from small_detectors import DENTS, GOOD, QUICK, parts_folder, says, small_detector
 
+from dra_nb.detector.detector import AnomalyDetector
 from dra_nb.detector.scorer import Scorer
 from dra_nb.training.compute import Compute
 
@@ -123,3 +125,21 @@ def test_a_source_that_fails_in_the_middle(detector):
     np.testing.assert_allclose(
         [o.score for o in found], detector.score_samples(GOOD[: len(found)]), rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_score_that_is_no_number_is_an_error_of_its_image(folder):
+    spoilt = small_detector(folder)
+    with torch.no_grad():
+        next(p for name, p in spoilt.method_.named_parameters() if "heads" in name).fill_(math.nan)
+    found = list(spoilt.score_stream([GOOD[0], DENTS[0]]))
+    assert all(o.score is None and o.anomaly is None and "is not a finite number" in o.error for o in found)
+    assert "have no score" in says("finite", spoilt.predict, [GOOD[0]])
+
+
+def test_maps_of_photos_of_several_shapes(folder):
+    tiled = AnomalyDetector("patchcore", **QUICK | dict(epochs=None, steps=None, batch=None), tiles=3).fit(
+        folder / "good"
+    )
+    wide = np.concatenate([GOOD[0], GOOD[1]], axis=1)
+    assert tiled.score_map([wide, wide]).shape[1:] == tiled.score_map(wide).shape
+    says("differ in shape, and so do their maps; pass one at a time", tiled.score_map, [wide, wide.transpose(1, 0, 2)])

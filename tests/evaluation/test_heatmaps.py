@@ -295,3 +295,11 @@ def test_overlays():
     }.items():
         with pytest.raises(DraError, match=word):
             overlay(**dict(image=image, heat=heat, scale=scale) | change) if change else common_scale(heat, 1, 0)
+
+
+def test_a_score_without_a_gradient_has_no_gradient_map():
+    from dra_nb.evaluation.heatmaps import input_gradient
+    from dra_nb.methods.base import Prediction
+
+    with pytest.raises(DraError, match="the score of this method has no gradient; use another kind of map"):
+        input_gradient(Prediction(torch.ones(2), {}, None), torch.zeros(2, 3, 8, 8))

@@ -93,7 +93,9 @@ def test_show(runs, call):
     assert f"{key}\n" in out and "2 epochs, from" in out and "60 images" in out
     assert json.loads(call("show", key, "--json")[1]) == json.loads(runs.path(key).read_text())
     write_failure(runs, RunSpec("elpv", seed=8), MemoryError("out of memory"), 2)
-    assert "attempt 2: MemoryError: out of memory" in call("show", RunSpec("elpv", seed=8).key)[1]
+    failed = RunSpec("elpv", seed=8).key
+    assert "attempt 2: MemoryError: out of memory" in call("show", failed)[1]
+    assert json.loads(call("show", failed, "--json")[1])["error"] == "MemoryError: out of memory"
 
 
 def test_diff(runs, call, tmp_path):
@@ -119,6 +121,10 @@ def test_diff(runs, call, tmp_path):
     )
     out = call("diff", a.key, a.key, "--other", there.folder)[1]
     assert "57 images in both, 3 only in the first, 0 only in the second" in out and out.count("images/001.png") == 2
+    elsewhere = Runs(tmp_path / "elsewhere")
+    write(elsewhere, a, table(0).assign(path=lambda t: "other/" + t.path))
+    out = call("diff", a.key, a.key, "--other", elsewhere.folder)[1]
+    assert "0 images in both, 60 only in the first, 60 only in the second" in out and "rank correlation" not in out
     assert "the records are equal" in (out := call("diff", a.key, a.key)[1]) and "equal to the last digit" in out
 
 

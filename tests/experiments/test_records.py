@@ -197,6 +197,27 @@ def test_failures(runs):
     assert runs.failure(spec).attempts == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(error=7), "does not say what failed"),
+        (dict(spec=[]), "does not say which run failed"),
+        (dict(provenance="here"), "provenance that is not a JSON object"),
+        (dict(attempts="two"), "attempts that are not a number"),
+        (dict(time=1), "time that is not text"),
+        (dict(traceback=[1]), "traceback that is not text"),
+    ],
+)
+def test_a_failure_that_says_nonsense_is_named(runs, changes, message):
+    spec = RunSpec("elpv", seed=5)
+    write_failure(runs, spec, ValueError("no"), attempts=1)
+    file = runs.path(spec, "failed.json")
+    content = {k: v for k, v in json.loads(file.read_text()).items() if k != "record_sha256"}
+    file.write_text(json.dumps(content | changes))
+    with pytest.raises(DraError, match=f"failed.json.*{message}.*delete it"):
+        runs.failure(spec)
+
+
 class Mute(Exception):
     def __str__(self):
         raise OSError

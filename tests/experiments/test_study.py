@@ -7,18 +7,20 @@ from importlib.util import find_spec
 
 import pretend_runs
 import pytest
+import torch
 from conftest import mvtec_folder, short_spec
 from pretend_runs import begun, holders, specs, study
 from processes import end_all, ended, start_python, until
 
 from dra_nb.core import DraError
-from dra_nb.experiments import execution
+from dra_nb.experiments import execution, progress
 from dra_nb.experiments.context import RunContext
 from dra_nb.experiments.executors import ExecutorOptions
+from dra_nb.experiments.local_executor import visible_gpus
 from dra_nb.experiments.locks import claimed, holder
 from dra_nb.experiments.progress import RunCounts, study_status
 from dra_nb.experiments.records import Runs
-from dra_nb.experiments.study import run_missing
+from dra_nb.experiments.study import context_there, run_missing
 
 
 @pytest.fixture
@@ -184,3 +186,29 @@ def test_wrong_arguments_are_refused_first(tmp_path, how, message):
     with pytest.raises(DraError, match=message):
         run_missing([short_spec("nothing")], RunContext("nowhere"), Runs(tmp_path / "out"), **how)
     assert not (tmp_path / "out").exists()
+
+
+def test_on_a_terminal_a_bar_counts_the_runs(monkeypatch):
+    monkeypatch.setattr(progress, "is_interactive", lambda: True)
+    shown = progress.StudyProgress(4, None, True)
+    shown.update(progress.RunCounts(done=2, failed=1), [], [], slots=1, last=True)
+    assert shown.bar.n == 3 and shown.bar.postfix == "0 running, 1 failed"
+
+
+def test_a_path_of_weights_holds_in_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pt").touch()
+    there = context_there(RunContext(None, "w.pt"), one_gpu=False)
+    assert (
+        there.weights == str(tmp_path / "w.pt")
+        and context_there(RunContext(None, "imagenet"), False).weights == "imagenet"
+    )
+    assert context_there(RunContext(None), one_gpu=True).compute.device == "cuda"
+
+
+def test_gpus_of_a_study(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus("cuda") == ["0", "1", "2"] and visible_gpus("cuda:1") == ["1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,GPU-ab")
+    assert visible_gpus("cuda:2") == ["GPU-ab"] and visible_gpus("cuda")[0] == "7"

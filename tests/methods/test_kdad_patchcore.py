@@ -195,3 +195,13 @@ def test_images_of_odd_size(side):
         net = create_method("patchcore", backbone=backbone).eval()
         net.register_buffer("memory", image_patches(net.backbone, net.levels, images)[0].flatten(0, 1))
         assert net.predict(images).score[0] < 1e-3 < net.predict(images).score[1]
+
+
+def test_a_teacher_that_is_too_fine_is_refused():
+    from types import SimpleNamespace
+
+    from dra_nb.methods.kdad import compared_stages
+
+    assert compared_stages(SimpleNamespace(stage_reductions=(2, 8, 4))) == {4: 2, 8: 1}
+    with pytest.raises(DraError, match="px per patch, none 4 or more; pass another backbone"):
+        compared_stages(SimpleNamespace(stage_reductions=(1, 2)))

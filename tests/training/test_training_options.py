@@ -15,8 +15,9 @@ from dra_nb.experiments.spec import RunSpec
 from dra_nb.methods.base import Method, Prediction
 from dra_nb.methods.registry import create_method, load_methods, method_schedule
 from dra_nb.methods.schedule import Schedule
+from dra_nb.models.losses import LOSSES
 from dra_nb.training.batches import draw_batches, make_batch
-from dra_nb.training.compute import Compute, reproducible
+from dra_nb.training.compute import Compute, check_compute, reproducible
 from dra_nb.training.loop import fit
 from dra_nb.training.micro_batches import max_chunks, split_gradients
 from dra_nb.training.samples import Samples, open_samples
@@ -117,21 +118,20 @@ def test_a_file_that_cannot_be_read_ends_the_training():
         ("multiclass", 3, 10, 3),
         ("saoe", 4, 12, 4),
         ("deep_sad", 3, 10, 3),
+        ("mlep", 3, 10, 3),
+        ("ahl", 3, 10, 3),
     ],
 )
 def test_accumulated_gradients_are_those_of_the_batch(name, n, batch, anomalies):
-    "Without batch statistics (evaluation mode); labels as they are drawn, whose counts do not divide"
-    method, g = small(loss="focal") if name == "dra" else new(name), torch.Generator().manual_seed(0)
+    "Without batch statistics (evaluation mode), draws of a prior, MLEP's pairs; counts of labels do not divide"
+    how, g = {"dra": dict(loss="focal"), "mlep": dict(weight=0.0)}.get(name, {}), torch.Generator().manual_seed(0)
+    method = new(name, **how)
+    if name == "ahl":
+        method.base.loss = LOSSES["focal"]
+    stage, schedule = method.stages(replace(SHORT, batch=batch, anomalies=anomalies))[0]
     with torch.no_grad():
-        method.eval().begin("train", Samples(STORE, SPLIT, Compute("cpu", "fp32"), outliers=OUTLIERS))
-    drawn = make_batch(
-        STORE,
-        method.sampler("train", SPLIT, replace(SHORT, batch=batch, anomalies=anomalies), g).draw(),
-        method,
-        g,
-        CPU,
-        outliers=OUTLIERS,
-    )
+        method.eval().begin(stage, Samples(STORE, SPLIT, Compute("cpu", "fp32"), outliers=OUTLIERS))
+    drawn = make_batch(STORE, method.sampler(stage, SPLIT, schedule, g).draw(), method, g, CPU, outliers=OUTLIERS)
     found = []
     for parts in (1, n):
         method.zero_grad()
@@ -143,7 +143,8 @@ def test_accumulated_gradients_are_those_of_the_batch(name, n, batch, anomalies)
             most=parts,
             autocast=lambda: torch.autocast("cpu", enabled=False),
         )
-        found.append(torch.cat([p.grad.flatten() for p in method.parameters()] + [v[None] for v in losses.values()]))
+        grads = [p.grad.flatten() for p in method.parameters() if p.grad is not None]
+        found.append(torch.cat(grads + [v[None] for v in losses.values()]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
 
 
@@ -284,7 +285,7 @@ def test_no_compiler_is_said(monkeypatch):
         fit(Tiny(), STORE, SPLIT, SHORT, compute=Compute("cpu", "fp32", compile="default"))
 
 
-def test_deterministic_mode_is_given_back_and_refuses_what_it_must():
+def test_deterministic_mode_is_given_back_and_refuses_what_it_must(monkeypatch):
     class Random(Tiny):
         def training_step(self, batch):
             assert torch.are_deterministic_algorithms_enabled()
@@ -299,6 +300,10 @@ def test_deterministic_mode_is_given_back_and_refuses_what_it_must():
     assert runs[0] == runs[1]
     with pytest.raises(DraError, match="CUBLAS_WORKSPACE_CONFIG"), reproducible(torch.device("cuda")):
         pass
+    check_compute(Compute("cpu", deterministic=True))
+    monkeypatch.setattr(Compute, "resolve", lambda self: torch.device("cuda"))
+    with pytest.raises(DraError, match="CUBLAS_WORKSPACE_CONFIG"):  # before a study begins, not in its first run
+        check_compute(Compute("cuda", "fp32", deterministic=True))
 
 
 @pytest.mark.parametrize("name", ["dra", "devnet", "flos"])
