@@ -104,6 +104,20 @@ def test_what_lies_outside_of_the_roi_changes_nothing(folder, how):
     assert (heat[outside] <= np.quantile(heat, 0.9)).mean() > 0.97 and heat[~outside].max() == heat.max()
 
 
+@pytest.mark.slow
+def test_pixel_metrics_look_where_the_roi_mask_does(folder):
+    detector = fitted(folder, tiles=3, roi=np.ones(SIZE[::-1], bool))
+    whole = fitted(folder, tiles=3).evaluate(str(folder), pixels=True).metrics
+    assert detector.evaluate(str(folder), pixels=True).metrics == pytest.approx(whole)
+    blind = ~np.logical_or.reduce([mask_of((x - 8, y - 8, side + 16), SIZE) for x, y, side in spots(6, SIZE)])
+    says(
+        "masks that mark something; all 6 are empty",
+        fitted(folder, tiles=3, roi=blind).evaluate,
+        str(folder),
+        pixels=True,
+    )
+
+
 def refuse(*_, **__):
     raise AssertionError("decoded")
 

@@ -109,3 +109,13 @@ def test_without_records_the_page_says_so(tmp_path):
     parts = page_parts(PageFacts(check_claims({}), empty, {}, none, regime_table([]), [], spread_table(pd.DataFrame())))
     text = write_page_parts(parts, tmp_path, "reproduces")["md"].read_text(encoding="utf-8")
     assert "Of 77 sentences 0 hold, 0 do not hold, and of 77 it cannot be told. For 77 of the last" in text
+
+
+def test_the_page_shows_confounders_and_regimes_where_there_are_any(single, tmp_path):
+    rankings = type_rankings(*hard_runs(tmp_path, dra=3.0))
+    regimes = pd.DataFrame({("general", "published"): ["0.845"]}, index=["DRA"])
+    leads = effects(single, published("table1"))
+    facts = PageFacts(check_claims({}), leads, {}, rankings, regimes, [], spread_table(pd.DataFrame()))
+    text = write_page_parts(page_parts(facts), tmp_path, "reproduces")["md"].read_text(encoding="utf-8")
+    assert "with DRA (" in text and "Type ranking: AUROC of the test normals of the given type" in text
+    assert "Regimes side by side" in text and "| 0.845 |" in text
