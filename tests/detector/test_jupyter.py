@@ -354,6 +354,17 @@ def test_a_map_that_is_not_finite_is_left_out(detector, monkeypatch):
     )
 
 
+def test_a_method_whose_maps_cannot_be_had_is_shown_without_them(detector, monkeypatch):
+    def none(*args):
+        raise DraError("this method has no gradient; use another kind of map")
+
+    monkeypatch.setattr(widgets, "judge", none)
+    found = report(detector, GOOD[:2], maps="auto")
+    assert [o.map for o in found.shown] == [None, None] and "no heat maps: this method has no gradient" in str(found)
+    with pytest.raises(DraError, match="no gradient"):
+        report(detector, GOOD[:2], maps="gradient")
+
+
 def test_memory_does_not_grow_with_the_number(detector):
     def peak(n):
         source = (GOOD[i % 24] for i in range(n))
@@ -587,6 +598,7 @@ def page(tmp_path_factory):
         lab.open_notebook(page, address, "your_own_images.ipynb")
         page.before = lab.seen(page)
         lab.run_all(page, 500)
+        page.after = lab.seen(page)  # before a test moves the slider
         yield page
 
 
@@ -601,7 +613,7 @@ def test_the_tutorial_can_be_read_before_it_is_run(page):
 
 
 def test_the_tutorial_runs_in_jupyterlab(page):
-    seen = lab.seen(page)
+    seen = page.after
     assert seen["errors"] == [] and seen["ran"] == seen["code"] > 10
     assert len(seen["pictures"]) > 20 and min(seen["pictures"]) > 50 and seen["figures"] >= 7 and seen["sliders"] == 1
     assert (
@@ -662,14 +674,3 @@ def test_text_can_be_read_in_both_themes(page, theme):
 
     paper, text = light(page.js(ground)), [light(c) for c in page.js(inks)]
     assert text and all(abs(paper - v) > 130 for v in text), (theme, paper, text)
-
-
-def test_a_method_whose_maps_cannot_be_had_is_shown_without_them(detector, monkeypatch):
-    def none(*args):
-        raise DraError("this method has no gradient; use another kind of map")
-
-    monkeypatch.setattr(widgets, "judge", none)
-    found = report(detector, GOOD[:2], maps="auto")
-    assert [o.map for o in found.shown] == [None, None] and "no heat maps: this method has no gradient" in str(found)
-    with pytest.raises(DraError, match="no gradient"):
-        report(detector, GOOD[:2], maps="gradient")
