@@ -74,6 +74,6 @@ $(VENV)/.notebooks: $(VENV)/bin/python settings.ini setup.py constraints.txt
 	$(PIP) -e ".[notebooks,lite]"
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.notebooks
+$(VENV)/.dev: $(VENV)/bin/python settings.ini setup.py constraints.txt
 	$(PIP) -e ".[notebooks,lite,dev,docs,cluster,stats,export,backbones]"
-	touch $@
+	touch $(VENV)/.notebooks $@

@@ -13,9 +13,9 @@ from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 from nbdev.test import test_nb
 
+IN_JUPYTERLAB = ("tutorials/your_own_images",)  # run there, to its end, by tests/detector/test_jupyter.py
 LONG = (  # ten seconds and more: first, so that no process is left alone with one of them at the end
     "tutorials/which_method",
-    "tutorials/your_own_images",
     "methods/10_kdad",
     "methods/18_ahl",
     "detector/detector",
@@ -39,7 +39,7 @@ def rank(name):
 def in_order(files, nbs, fast=False):
     "The long ones first, the others by name; none beside a file `.notest`, no tutorials if fast"
     names = {f: f.relative_to(nbs).with_suffix("").as_posix() for f in files if not (f.parent / ".notest").exists()}
-    kept = [f for f in names if not (fast and names[f].startswith("tutorials/"))]
+    kept = [f for f in names if names[f] not in IN_JUPYTERLAB and not (fast and names[f].startswith("tutorials/"))]
     return sorted(kept, key=lambda f: (rank(names[f]), names[f]))
 
 
