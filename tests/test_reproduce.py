@@ -1,6 +1,7 @@
 "From the command to tables, figures and executed notebooks, and what the notebooks refuse."
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -207,14 +208,15 @@ def notebook(tmp_path, monkeypatch):
     return put
 
 
-def test_failing_notebook_is_kept_and_marked(study, first, notebook, monkeypatch, capsys):
+def test_failing_notebook_is_kept_and_marked(study, first, notebook, tmp_path, monkeypatch, capsys):
     tmp, args = study
+    out = shutil.copytree(tmp / "out", tmp_path / "copy")
     texts = ["profile", "data", "weights", "out", "medical", "device", "precision"]
     lists = ["datasets", "methods", "shots", "seeds"]
     defaults = "\n".join([*(f"{name} = ''" for name in texts), *(f"{name} = []" for name in lists), "recorded = False"])
     notebook(defaults, "one = 1", "one/0", "two = 2")
-    target = tmp / "out" / "smoke" / "table1_general.ipynb"
-    monkeypatch.setattr(sys, "argv", ["dra_nb", *map(str, args)])
+    target = out / "smoke" / "table1_general.ipynb"
+    monkeypatch.setattr(sys, "argv", ["dra_nb", *map(str, args[:-1]), str(out)])
     with pytest.raises(SystemExit) as end:
         cli.main()
     err = capsys.readouterr().err
@@ -223,7 +225,6 @@ def test_failing_notebook_is_kept_and_marked(study, first, notebook, monkeypatch
     marks = [c for c in nb.cells if "papermill-error-cell-tag" in c.metadata.get("tags", [])]
     assert marks and any("raceback" in str(o) for c in nb.cells if c.source == "one/0" for o in c.outputs)
     assert [c.execution_count for c in nb.cells if c.source == "two = 2"] == [None]
-    (tmp / "out" / "smoke" / "table1_general.ipynb").unlink()
 
 
 def test_parameter_values_arrive_as_themselves(notebook):

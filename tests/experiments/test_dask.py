@@ -30,53 +30,35 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("distributed")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster(tmp_path_factory):
-    "A scheduler and two workers as a user starts them: (address, processes)"
+    "Start a scheduler and workers as a user does: (number of workers) -> address, processes"
     folder, started = tmp_path_factory.mktemp("dask"), []
+    file = folder / "scheduler.json"
 
     def dask(*argv):
-        command = [sys.executable, "-m", "dask", *map(str, argv)]
+        command = [sys.executable, "-m", "dask", *map(str, argv), "--scheduler-file", str(file)]
         with open(folder / f"{len(started)}.log", "w") as log:
             started.append(
                 subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=os.environ | {"PYTHONPATH": HERE})
             )
 
-    dask(
-        "scheduler",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        0,
-        "--dashboard-address",
-        "127.0.0.1:0",
-        "--scheduler-file",
-        folder / "scheduler.json",
-    )
-    for _ in range(2):
-        dask(
-            "worker",
-            "--scheduler-file",
-            folder / "scheduler.json",
-            "--nthreads",
-            1,
-            "--no-nanny",
-            "--no-dashboard",
-            "--memory-limit",
-            0,
-        )
-    address = until(
-        lambda: (folder / "scheduler.json").exists() and json.loads((folder / "scheduler.json").read_text())["address"]
-    )
-    assert address.startswith("tcp://127.0.0.1:")
-    yield address, started
+    def start(workers):
+        dask("scheduler", "--host", "127.0.0.1", "--port", 0, "--dashboard-address", "127.0.0.1:0")
+        for _ in range(workers):
+            dask("worker", "--nthreads", 1, "--no-nanny", "--no-dashboard", "--memory-limit", 0)
+        address = until(lambda: file.exists() and json.loads(file.read_text())["address"])
+        assert address.startswith("tcp://127.0.0.1:")
+        return address, started
+
+    yield start
     for process in started:
         process.kill()
         process.wait()
 
 
 def test_a_killed_worker_and_nothing_differs_from_serial(cluster, tmp_path):
-    address, processes = cluster
+    address, processes = cluster(2)
     mvtec_folder(tmp_path / "mine")
     plain, runs, todo, got = (
         Runs(tmp_path / "serial"),
@@ -103,7 +85,7 @@ def test_a_killed_worker_and_nothing_differs_from_serial(cluster, tmp_path):
 
 
 def test_a_lost_scheduler_is_an_error_and_records_stay(cluster, tmp_path):
-    address, (scheduler, *workers) = cluster
+    address, (scheduler, *workers) = cluster(1)
     runs, error = Runs(tmp_path), []
 
     def conduct():
@@ -115,7 +97,7 @@ def test_a_lost_scheduler_is_an_error_and_records_stay(cluster, tmp_path):
     thread = threading.Thread(target=conduct)
     thread.start()
     until(lambda: begun(runs))
-    assert len(begun(runs)) == 1, "one worker is left, and it computes one run at a time"
+    assert len(begun(runs)) == 1, "a worker computes one run at a time"
     scheduler.kill()
     thread.join(30)
     assert error and f"scheduler at {address} is gone" in error[0] and "finished runs are kept" in error[0]
@@ -170,6 +152,15 @@ def test_a_cluster_of_our_own_with_encryption(tmp_path):
         with pytest.raises(DraError, match="no dask scheduler answers"):
             address = executor.address.replace("tls", "tcp")
             connect_scheduler(address, address, security(), timeout=2)
+
+
+def test_without_an_address_a_cluster_of_this_machine_is_started_and_ended():
+    with open_executor(ExecutorOptions("dask"), Outcome, [Slot(None, 1)]) as executor:
+        executor.start(("done", 2.0))
+        assert executor.wait(60) == [(("done", 2.0), Outcome("done", 2.0))]
+        address = executor.address
+    with pytest.raises(DraError, match="no dask scheduler answers"):
+        connect_scheduler(address, address, security(), timeout=1)
 
 
 def test_slurm(tmp_path, monkeypatch):
