@@ -10,6 +10,7 @@ __all__ = ['METHODS', 'MethodEntry', 'register_method', 'load_methods', 'check_t
 import inspect
 import pkgutil
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Callable
 
@@ -67,12 +68,18 @@ def register_method(
     return put
 
 # %% ../../nbs/methods/02_registry.ipynb #1ad47090
-def load_methods() -> dict:  # name -> MethodEntry
-    "The registry, with every notebook of `nbs/methods` imported"
+@cache
+def _import_methods():
+    "Import every module of `dra_nb.methods`, once"
     import dra_nb.methods
 
     for module in pkgutil.iter_modules(dra_nb.methods.__path__):
         import_module(f"dra_nb.methods.{module.name}")
+
+
+def load_methods() -> dict:  # name -> MethodEntry
+    "The registry, with every notebook of `nbs/methods` imported"
+    _import_methods()
     return METHODS
 
 # %% ../../nbs/methods/02_registry.ipynb #3ba218e4
