@@ -177,7 +177,7 @@ def _translated(table):
     }
     return pd.DataFrame(out)[PUBLISHED_COLUMNS].dropna(subset="auroc", ignore_index=True)
 
-
+# %% ../../nbs/experiments/published.ipynb #a4c81e07
 def published(
     table: str,  # a key of PUBLISHED
 ) -> pd.DataFrame:  # `PUBLISHED_COLUMNS`, one row per printed cell; auroc and std in [0, 1]
