@@ -6,9 +6,6 @@ import shutil
 import pytest
 from conftest import mvtec_folder
 from in_process import call
-from small_detectors import DENTS, GOOD, QUICK, says
-
-from dra_nb.detector.detector import AnomalyDetector
 
 
 @pytest.fixture
@@ -31,11 +28,3 @@ def test_outliers_are_asked_for_and_taken(command, tmp_path):
     found = json.loads(out[out.index("{") :])
     assert status == 0 and {d["detector"] for d in found["detectors"]} == {"saoe", "patchcore"}
     assert found["recommendation"]
-
-
-def test_without_held_out_normals_there_is_nothing_to_compare(tmp_path):
-    from dra_nb.detector.comparison import compare_methods
-
-    settings = QUICK | dict(epochs=None, steps=None, batch=None, holdout=0.0, threshold=1.0)
-    candidates = {name: AnomalyDetector("patchcore", seed=i, **settings) for i, name in enumerate(("one", "two"))}
-    says("held-out normals, and there are none: leave out holdout=0", compare_methods, candidates, GOOD, DENTS)

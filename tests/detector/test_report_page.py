@@ -125,7 +125,9 @@ def test_intervals_are_honest_where_everything_is_found():
 
 def test_the_band_of_review_is_explained_and_counted(parts):
     d = AnomalyDetector("devnet", **SMALL, review=0.5, fpr=0.2).fit(parts / "train/good", parts / "test/dent")
-    found = d.evaluate(parts / "test/good", parts / "test/dent")
-    assert any("to a person" in line for line in meaning(d.threshold_, Sides(d.threshold_.normal, [], "")))
-    assert {len(row) for row in table_rows_of(found)} == {7}
-    assert sum(int(row[-1]) for row in table_rows_of(found) if row[-1]) == sum(o.review or 0 for o in found.rows)
+    inside = sum(d.threshold_.review < score <= d.threshold_.value for score in d.threshold_.normal)
+    [line] = [o for o in meaning(d.threshold_, Sides(list(d.threshold_.normal), [], "")) if "to a person" in o]
+    assert inside and f"{inside} of {len(d.threshold_.normal)} normals" in line
+    found = table_rows_of(d.evaluate(parts / "test/good", parts / "test/dent"))
+    looked_at = sum(image.review for image in d.score_stream(parts / "test/good"))
+    assert {len(row) for row in found} == {7} and found[0][0] == "normals" and found[0][-1] == str(looked_at)
